@@ -1,0 +1,105 @@
+"""Which implementation of the scans answers, and why.
+
+The operators of `vmamba.ops` call `select` when they *run*, not when they are traced: a compiled or exported graph
+holds the operator, and the implementation is picked on the machine that executes it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+
+class Implementation(Protocol):
+    """What a backend module provides. Shapes and meaning: `vmamba.ops.selective_scan`, `vmamba.ops.ss2d_scan`.
+
+    Backward functions return gradients in the accumulation dtype; the operators cast them.
+    """
+
+    def selective_scan(
+        self,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        delta_bias: Tensor | None,
+        delta_softplus: bool,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def selective_scan_backward(
+        self,
+        dy: Tensor,
+        dlast: Tensor,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        delta_bias: Tensor | None,
+        delta_softplus: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]: ...
+
+    def ss2d_scan(
+        self, x: Tensor, dbc: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, pattern: str
+    ) -> Tensor: ...
+
+    def ss2d_scan_backward(
+        self, dy: Tensor, x: Tensor, dbc: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, pattern: str
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backend and the reason why it answers."""
+
+    name: str
+    reason: str
+
+    def load(self) -> Implementation:
+        return cast(Implementation, importlib.import_module(f"vmamba.ops.{self.name}"))
+
+
+#: Every backend and what it is, the automatic choice first.
+BACKENDS = {
+    "chunked": "portable PyTorch, any device",
+    "reference": "the definition, a loop over the tokens; slow",
+}
+
+# One for the process, not per thread: autograd runs the backward of CUDA operators in threads of its own.
+_forced: str | None = None
+
+
+def select(device: torch.device) -> Choice:
+    """The backend that answers for tensors on `device`, and why."""
+    if _forced is not None:
+        return Choice(_forced, "asked for with use_backend")
+    return Choice("chunked", f"runs everywhere; nothing faster is available for {device.type}")
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Make one backend answer inside a ``with`` block, for the whole process.
+
+    Args:
+        name: One of :data:`BACKENDS`.
+
+    Raises:
+        ValueError: If there is no such backend.
+    """
+    global _forced
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}; choose one of {', '.join(BACKENDS)}")
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before

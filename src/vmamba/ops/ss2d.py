@@ -1,0 +1,120 @@
+"""`ss2d_scan`: the two-dimensional selective scan of VMamba as a PyTorch operator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from vmamba.ops.backend import select
+from vmamba.ops.checks import check_operands
+from vmamba.ops.routes import routes
+from vmamba.ops.selective import scan_flops
+
+_OPERANDS = "Tensor x, Tensor dbc, Tensor dt_weight, Tensor A, Tensor D, Tensor dt_bias, str pattern"
+
+
+def ss2d_scan(
+    x: Tensor,
+    dbc: Tensor,
+    dt_weight: Tensor,
+    A: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    pattern: str = "cross",
+) -> Tensor:
+    """Sum of K selective scans over the tokens of an image, each along its own route (Liu et al., "VMamba", 2024).
+
+    For route k and an image-order token l, with (r, b, c) = ``dbc[l, k]``::
+
+        Δ[l] = softplus(dt_weight[k] r + dt_bias[k])
+        h[l] = exp(Δ[l] A[k]) h[prev(l)] + Δ[l] x[l] b
+        y[l] = Σ_k Σ_n c h[l] + D[k] x[l]
+
+    Routes are index maps: nothing is permuted. ``dbc`` is the product of x and the stacked projections ``Wx_k``, one
+    matrix product for all routes. State, Δ and sums are float32, or float64 for float64 x.
+
+    Args:
+        x: Features, (B, H, W, D), any floating dtype.
+        dbc: Rank-R part of Δ, B and C of every token and route, (B, H, W, K, R+2N).
+        dt_weight: (K, D, R).
+        A: (K, D, N), negative for a stable recurrence.
+        D: Skip, (K, D).
+        dt_bias: (K, D).
+        pattern: One of ``"cross"``, ``"unidirectional"``, ``"bidirectional"`` (K = 4), ``"rows"``, ``"columns"``
+            (K = 2); see `vmamba.ops.routes`.
+
+    Returns:
+        (B, H, W, D) of x's dtype.
+
+    Raises:
+        TypeError: For an operand that is not a floating-point tensor.
+        ValueError: For an unknown pattern, shapes that do not fit, or operands on different devices.
+    """
+    if not torch.compiler.is_compiling():
+        check_operands(
+            "ss2d_scan",
+            {
+                "x": (x, "B H W D"),
+                "dt_weight": (dt_weight, "K D R"),
+                "A": (A, "K D N"),
+                "D": (D, "K D"),
+                "dt_bias": (dt_bias, "K D"),
+                "dbc": (dbc, "B H W K R+2N"),
+            },
+            {"K": len(routes(pattern))},
+        )
+    y: Tensor = torch.ops.vmamba.ss2d_scan(x, dbc, dt_weight, A, D, dt_bias, pattern)
+    return y
+
+
+@torch.library.custom_op("vmamba::ss2d_scan", mutates_args=(), schema=f"({_OPERANDS}) -> Tensor")
+def _ss2d_scan(x: Tensor, *operands: Any) -> Tensor:
+    return select(x.device).load().ss2d_scan(x, *operands)
+
+
+@torch.library.custom_op(
+    "vmamba::ss2d_scan_backward",
+    mutates_args=(),
+    schema=f"(Tensor dy, {_OPERANDS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _ss2d_scan_backward(dy: Tensor, *operands: Any) -> tuple[Tensor, ...]:
+    grads = select(dy.device).load().ss2d_scan_backward(dy, *operands)
+    return tuple(g.to(t.dtype).contiguous() for g, t in zip(grads, operands[:6], strict=True))
+
+
+@_ss2d_scan.register_fake
+def _(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@_ss2d_scan_backward.register_fake
+def _(dy: Tensor, *operands: Any) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in operands[:6])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:6])
+    ctx.pattern = inputs[6]
+
+
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    return (*torch.ops.vmamba.ss2d_scan_backward(dy, *ctx.saved_tensors, ctx.pattern), None)
+
+
+_ss2d_scan.register_autograd(_backward, setup_context=_setup_context)
+
+
+@register_flop_formula(torch.ops.vmamba.ss2d_scan)
+def _flops(x: Any, dbc: Any, dt_weight: Any, A: Any, *_: Any, **__: Any) -> int:
+    batch, height, width, channels = x
+    tokens: int = batch * height * width * A[0]
+    projection: int = 2 * tokens * channels * dt_weight[2]
+    return scan_flops(tokens, channels, A[2], skip=True) + projection
+
+
+@register_flop_formula(torch.ops.vmamba.ss2d_scan_backward)
+def _backward_flops(dy: Any, *operands: Any, **kwargs: Any) -> int:
+    return 3 * _flops(*operands, **kwargs)  # the states again, then twice the forward as for a matrix product
