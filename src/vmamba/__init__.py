@@ -1,0 +1,12 @@
+"""VMamba, the visual state space model (Liu et al., NeurIPS 2024).
+
+Importing this package registers its models in timm.
+"""
+
+from vmamba import ops
+from vmamba.model.backbone import VMamba
+from vmamba.model.checkpoint import load_weights
+from vmamba.model.config import VMambaConfig
+from vmamba.model.zoo import create_model, list_models
+
+__all__ = ["VMamba", "VMambaConfig", "create_model", "list_models", "load_weights", "ops"]

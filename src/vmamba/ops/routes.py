@@ -46,14 +46,16 @@ class Route:
 _ROWS, _ROWS_BACK = Route(), Route(backward=True)
 _COLUMNS, _COLUMNS_BACK = Route(columns=True), Route(columns=True, backward=True)
 
-#: The routes of each pattern, in the order of the parameter groups. ``"rows"`` and ``"columns"`` are the two halves
-#: of the paper's cascade scan.
+#: The routes of each pattern, in the order of the parameter groups. The last four, of a single route, are the pieces of
+#: the paper's cascade scan.
 PATTERNS: dict[str, tuple[Route, ...]] = {
     "cross": (_ROWS, _COLUMNS, _ROWS_BACK, _COLUMNS_BACK),
     "unidirectional": (_ROWS,) * 4,
     "bidirectional": (_ROWS, _ROWS, _ROWS_BACK, _ROWS_BACK),
-    "rows": (Route(per_line=True), Route(backward=True, per_line=True)),
-    "columns": (Route(columns=True, per_line=True), Route(columns=True, backward=True, per_line=True)),
+    "rows": (Route(per_line=True),),
+    "rows_backward": (Route(backward=True, per_line=True),),
+    "columns": (Route(columns=True, per_line=True),),
+    "columns_backward": (Route(columns=True, backward=True, per_line=True),),
 }
 
 

@@ -43,8 +43,8 @@ def ss2d_scan(
         A: (K, D, N), negative for a stable recurrence.
         D: Skip, (K, D).
         dt_bias: (K, D).
-        pattern: One of ``"cross"``, ``"unidirectional"``, ``"bidirectional"`` (K = 4), ``"rows"``, ``"columns"``
-            (K = 2); see `vmamba.ops.routes`.
+        pattern: ``"cross"``, ``"unidirectional"``, ``"bidirectional"`` (K = 4), ``"rows"``, ``"rows_backward"``,
+            ``"columns"`` or ``"columns_backward"`` (K = 1); see `vmamba.ops.routes`.
 
     Returns:
         (B, H, W, D) of x's dtype.

@@ -1,0 +1,1 @@
+"""The model: configuration, layers, backbone, released variants and checkpoints."""

@@ -1,0 +1,239 @@
+"""`VMamba`: stem, four stages, head, with the model contract of timm."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.layers import ClassifierHead, DropPath, Mlp, calculate_drop_path_rates, trunc_normal_
+from timm.models._features import feature_take_indices
+from timm.models._manipulate import checkpoint_seq
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vmamba.model.config import VMambaConfig
+from vmamba.model.layers import ACTIVATIONS, NORM_EPS, Stem, downsample, norm2d
+from vmamba.model.ss2d import SS2D
+
+
+class Block(nn.Module):
+    """``x + drop_path(SS2D(norm(x)))``, then ``x + drop_path(MLP(norm(x)))``, on tokens (B, H, W, dim)."""
+
+    def __init__(self, dim: int, config: VMambaConfig, drop_path: float, **factory: Any) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS, **factory)
+        self.ss2d = SS2D(dim, config, **factory)
+        self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
+        self.mlp: nn.Module | None = None
+        if config.mlp_ratio > 0:
+            self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS, **factory)
+            self.mlp = Mlp(dim, int(config.mlp_ratio * dim), act_layer=ACTIVATIONS[config.mlp_act], **factory)
+            self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path1(self.ss2d(self.norm1(x)))
+        if self.mlp is not None:
+            x = x + self.drop_path2(self.mlp(self.norm2(x)))
+        return x
+
+
+class Stage(nn.Module):
+    """Downsampling (identity in the first stage), then blocks: (B, C, H, W) → (B, C', H', W'), channels-last memory."""
+
+    def __init__(
+        self, in_dim: int, dim: int, config: VMambaConfig, drop_path: Sequence[float], first: bool, **factory: Any
+    ) -> None:
+        super().__init__()
+        self.grad_checkpointing = False
+        self.downsample = nn.Identity() if first else downsample(config.downsample, in_dim, dim, **factory)
+        self.blocks = nn.Sequential(*(Block(dim, config, rate, **factory) for rate in drop_path))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.downsample(x).permute(0, 2, 3, 1)
+        x = checkpoint_seq(self.blocks, x) if self.grad_checkpointing and self.training else self.blocks(x)
+        return x.permute(0, 3, 1, 2)
+
+
+class VMamba(nn.Module):
+    """VMamba (Liu et al., "VMamba: Visual State Space Model", NeurIPS 2024).
+
+    Images are (B, in_chans, H, W) of any size from 32×32 up, square or not. Inside, tokens are channels-last; feature
+    maps are handed out as (B, C, H', W') with strides 4, 8, 16 and 32.
+
+    Args:
+        config: The architecture.
+        global_pool: Pooling before the classifier, a name of `timm.layers.SelectAdaptivePool2d`.
+        drop_rate: Dropout before the classifier.
+        stage_norms: Give every stage a LayerNorm of its own for feature maps, as detection and segmentation
+            backbones have; `forward_intermediates(norm=True)` applies them.
+        device: Where to create the parameters.
+        dtype: Their dtype.
+    """
+
+    def __init__(
+        self,
+        config: VMambaConfig = VMambaConfig(),
+        *,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        stage_norms: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.config = config
+        self.num_classes, self.in_chans = config.num_classes, config.in_chans
+        self.drop_rate = drop_rate
+        self.output_fmt = "NCHW"
+        dims = config.dims
+        self.num_features = self.head_hidden_size = dims[-1]
+
+        self.stem = Stem(config.in_chans, dims[0], config.stem == "overlapping", config.patch_norm, **factory)
+        self.pos_embed: nn.Parameter | None = None
+        if config.pos_embed_size is not None:
+            side = config.pos_embed_size // 4
+            self.pos_embed = nn.Parameter(torch.empty(1, dims[0], side, side, **factory))
+        rates = calculate_drop_path_rates(config.drop_path_rate, config.depths, stagewise=True)
+        self.stages = nn.Sequential(
+            *(
+                Stage(dims[max(i - 1, 0)], dim, config, rates[i], first=i == 0, **factory)
+                for i, dim in enumerate(dims)
+            )
+        )
+        self.feature_info = [
+            {"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)
+        ]
+        self.stage_norms = nn.ModuleList(norm2d(dim, **factory) for dim in dims) if stage_norms else None
+        self.norm = norm2d(dims[-1], **factory)
+        self.head = ClassifierHead(dims[-1], config.num_classes, pool_type=global_pool, drop_rate=drop_rate, **factory)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """(Re-)initialise every parameter; also after ``to_empty``."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, (nn.Conv2d, nn.LayerNorm)):
+                module.reset_parameters()
+            elif isinstance(module, SS2D):
+                module.reset_scan_parameters()
+        if self.pos_embed is not None:
+            trunc_normal_(self.pos_embed, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, num_classes) of images (B, in_chans, H, W)."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Normalised map of the last stage, (B, dims[-1], H/32, W/32)."""
+        return self.norm(self.stages(self._embed(x)))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits of `forward_features`' map, or its pooled features (B, dims[-1])."""
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Feature maps of stages.
+
+        Args:
+            x: Images (B, in_chans, H, W).
+            indices: Which stages: the last n for an int, those listed, or all.
+            norm: Normalise the maps: every one with the stage norms where the model has them, else the last stage's
+                with the final norm.
+            stop_early: Do not run stages after the last one asked for.
+            output_fmt: ``"NCHW"`` or ``"NHWC"``.
+            intermediates_only: Return the maps alone.
+
+        Returns:
+            (final map, maps), or the maps alone. The final map is normalised only if all stages ran.
+
+        Raises:
+            ValueError: For another `output_fmt`.
+        """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise ValueError(f"output_fmt must be NCHW or NHWC, got {output_fmt!r}")
+        take, last = feature_take_indices(len(self.stages), indices)
+        x = self._embed(x)
+        maps = []
+        for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
+            x = stage(x)
+            if i in take:
+                feature = self._normalised(x, i) if norm else x
+                maps.append(feature if output_fmt == "NCHW" else feature.permute(0, 2, 3, 1))
+        if intermediates_only:
+            return maps
+        return (self.norm(x) if i == len(self.feature_info) - 1 else x), maps
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages, the final norm and the head that the maps asked for do not need."""
+        take, last = feature_take_indices(len(self.stages), indices)
+        shortened = last < len(self.stages) - 1
+        self.stages = self.stages[: last + 1]
+        if self.stage_norms is not None:
+            self.stage_norms = self.stage_norms[: last + 1]
+        if shortened:
+            self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
+        if prune_norm or shortened:
+            self.norm = nn.Identity()
+        if prune_head or shortened:
+            self.reset_classifier(0, "")
+        return list(take)
+
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a fresh one of `num_classes` (0 for none), and the pooling where given."""
+        self.config = dataclasses.replace(self.config, num_classes=num_classes)
+        self.num_classes = num_classes
+        self.head.reset(num_classes, global_pool, in_features=self.num_features)
+        if isinstance(self.head.fc, nn.Linear):
+            trunc_normal_(self.head.fc.weight, std=0.02)
+            nn.init.zeros_(self.head.fc.bias)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute blocks in the backward pass of training instead of keeping their activations."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Layer groups for layer-wise learning rates."""
+        blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))]
+        return {"stem": r"^(stem|pos_embed)", "blocks": r"^stages\.(\d+)" if coarse else blocks}
+
+    def no_weight_decay(self) -> set[str]:
+        """State parameters and the position embedding: A, the skip D, and the bias of Δ."""
+        leaves = ("A_log", "D", "dt_proj_bias", "pos_embed")
+        return {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in leaves}
+
+    def _embed(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and (x.ndim != 4 or x.shape[1] != self.in_chans):
+            raise ValueError(f"VMamba: expected images (B, {self.in_chans}, H, W), got {tuple(x.shape)}")
+        x = self.stem(x)
+        if self.pos_embed is not None:
+            embed = self.pos_embed
+            if embed.shape[2:] != x.shape[2:]:
+                embed = F.interpolate(embed, size=x.shape[2:], mode="bicubic", align_corners=False)
+            x = x + embed
+        return x
+
+    def _normalised(self, x: Tensor, stage: int) -> Tensor:
+        if self.stage_norms is not None:
+            return self.stage_norms[stage](x)
+        return self.norm(x) if stage == len(self.feature_info) - 1 else x

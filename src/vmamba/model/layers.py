@@ -1,0 +1,104 @@
+"""The parts around the scan. Tokens travel as (B, H, W, C); convolutions see the same memory as channels-last NCHW."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU, "sigmoid": nn.Sigmoid}
+
+NORM_EPS = 1e-5
+
+
+class DepthwiseConv(nn.Conv2d):
+    """Depthwise convolution of tokens, same padding: (B, H, W, C) → (B, H, W, C)."""
+
+    def __init__(self, dim: int, kernel_size: int, bias: bool, **factory: Any) -> None:
+        super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=bias, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class SpatialSoftmax(nn.Module):
+    """Softmax over the tokens of each channel: (B, H, W, C) → (B, H, W, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1, 2).softmax(dim=1).view_as(x)
+
+
+def out_norm(kind: str, dim: int, **factory: Any) -> nn.Module:
+    """What follows the scan, by its name in `VMambaConfig.out_norm`."""
+    if kind == "layernorm":
+        return nn.LayerNorm(dim, eps=NORM_EPS, **factory)
+    if kind == "dwconv3x3":
+        return DepthwiseConv(dim, 3, bias=False, **factory)
+    if kind == "layernorm_dwconv3x3":
+        return nn.Sequential(
+            nn.LayerNorm(dim, eps=NORM_EPS, **factory), DepthwiseConv(dim, 3, bias=False, **factory)
+        )
+    return {"none": nn.Identity, "softmax": SpatialSoftmax, "sigmoid": nn.Sigmoid}[kind]()
+
+
+def norm2d(dim: int, **factory: Any) -> nn.Module:
+    """LayerNorm over the channels of (B, C, H, W), which costs no copy in channels-last memory."""
+    return LayerNorm2d(dim, eps=NORM_EPS, **factory)
+
+
+class Stem(nn.Module):
+    """Image to stride-4 tokens: (B, in_chans, H, W) → (B, dim, ⌈H/4⌉, ⌈W/4⌉), ⌊·⌋ for patches, in channels-last memory."""
+
+    def __init__(self, in_chans: int, dim: int, overlapping: bool, norm: bool, **factory: Any) -> None:
+        super().__init__()
+        if overlapping:
+            self.conv1 = nn.Conv2d(in_chans, dim // 2, 3, stride=2, padding=1, **factory)
+            self.norm1 = norm2d(dim // 2, **factory) if norm else nn.Identity()
+            self.act = nn.GELU()
+            self.conv2: nn.Module = nn.Conv2d(dim // 2, dim, 3, stride=2, padding=1, **factory)
+            self.norm2 = norm2d(dim, **factory) if norm else nn.Identity()
+        else:
+            self.conv1 = nn.Conv2d(in_chans, dim, 4, stride=4, **factory)
+            self.norm1 = norm2d(dim, **factory) if norm else nn.Identity()
+            self.act = self.conv2 = self.norm2 = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        return self.norm2(self.conv2(self.act(self.norm1(self.conv1(x)))))
+
+
+class ConvDownsample(nn.Module):
+    """Halve the resolution with a strided convolution: (B, C, H, W) → (B, C', ⌈H/2⌉, ⌈W/2⌉), ⌊·⌋ for kernel 2."""
+
+    def __init__(self, dim: int, out_dim: int, kernel_size: int, **factory: Any) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, out_dim, kernel_size, stride=2, padding=(kernel_size - 1) // 2, **factory)
+        self.norm = norm2d(out_dim, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class PatchMerging(nn.Module):
+    """Halve the resolution by concatenating 2×2 tokens, as Swin does: (B, C, H, W) → (B, C', ⌈H/2⌉, ⌈W/2⌉)."""
+
+    def __init__(self, dim: int, out_dim: int, **factory: Any) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim, eps=NORM_EPS, **factory)
+        self.reduction = nn.Linear(4 * dim, out_dim, bias=False, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+        corners = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
+        return self.reduction(self.norm(torch.cat(corners, dim=-1))).permute(0, 3, 1, 2)
+
+
+def downsample(kind: str, dim: int, out_dim: int, **factory: Any) -> nn.Module:
+    """The layer between two stages, by its name in `VMambaConfig.downsample`."""
+    if kind == "patch_merging":
+        return PatchMerging(dim, out_dim, **factory)
+    return ConvDownsample(dim, out_dim, {"conv3x3": 3, "conv2x2": 2}[kind], **factory)

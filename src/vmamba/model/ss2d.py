@@ -1,0 +1,94 @@
+"""SS2D: the two-dimensional selective scan as a layer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vmamba.model.config import VMambaConfig
+from vmamba.model.layers import ACTIVATIONS, NORM_EPS, DepthwiseConv, out_norm
+from vmamba.ops import ss2d_scan
+
+ROUTES = 4
+
+
+class SS2D(nn.Module):
+    """in_proj → (split off gate) → depthwise conv → activation → scan → out_norm → (× gate) → out_proj.
+
+    Maps tokens (B, H, W, dim) to (B, H, W, dim) (VMamba, figure 3). Parameters of the scan, with D inner channels,
+    state size N and rank R: ``x_proj`` (K(R+2N), D), ``dt_proj_weight`` (K, D, R), ``dt_proj_bias`` (K, D),
+    ``A_log`` (K, D, N) with ``A = -exp(A_log)``, ``D`` (K, D).
+    """
+
+    def __init__(self, dim: int, config: VMambaConfig, **factory: Any) -> None:
+        super().__init__()
+        inner, rank = config.inner_dim(dim), config.rank(dim)
+        self.scan, self.init, self.rank, self.gated = config.scan, config.ssm_init, rank, config.gate
+        self.in_proj = nn.Linear(dim, inner * (2 if config.gate else 1), bias=False, **factory)
+        self.conv = (
+            DepthwiseConv(inner, config.ssm_conv, config.ssm_conv_bias, **factory) if config.ssm_conv else nn.Identity()
+        )
+        self.act = ACTIVATIONS[config.ssm_act]()
+        self.gate_act = ACTIVATIONS[config.ssm_act]() if config.gate and config.gate_act else nn.Identity()
+        self.x_proj = nn.Linear(inner, ROUTES * (rank + 2 * config.d_state), bias=False, **factory)
+        self.dt_proj_weight = nn.Parameter(torch.empty(ROUTES, inner, rank, **factory))
+        self.dt_proj_bias = nn.Parameter(torch.empty(ROUTES, inner, **factory))
+        self.A_log = nn.Parameter(torch.empty(ROUTES, inner, config.d_state, **factory))
+        self.D = nn.Parameter(torch.empty(ROUTES, inner, **factory))
+        self.out_norm = out_norm(config.out_norm, inner, **factory)
+        self.out_act = nn.GELU() if config.out_act else nn.Identity()
+        self.out_proj = nn.Linear(inner, dim, bias=False, **factory)
+
+    @torch.no_grad()
+    def reset_scan_parameters(self) -> None:
+        """Start values of A, D and the Δ projection (VMamba, appendix: Mamba, random or zero initialisation)."""
+        nn.init.ones_(self.D)
+        if self.init == "mamba":
+            # A = -(1 … N) (S4D-real); softplus of the bias log-uniform in [0.001, 0.1].
+            states = torch.arange(1, self.A_log.shape[-1] + 1, dtype=torch.float32, device=self.A_log.device)
+            self.A_log.copy_(states.log().expand_as(self.A_log))
+            nn.init.uniform_(self.dt_proj_weight, -(self.rank**-0.5), self.rank**-0.5)
+            step = torch.empty_like(self.dt_proj_bias, dtype=torch.float32).uniform_(math.log(1e-3), math.log(1e-1))
+            step = step.exp().clamp_(min=1e-4)
+            self.dt_proj_bias.copy_(step + torch.log(-torch.expm1(-step)))  # inverse of softplus
+        elif self.init == "rand":
+            nn.init.normal_(self.A_log)
+            nn.init.normal_(self.dt_proj_weight, std=0.1)
+            nn.init.normal_(self.dt_proj_bias, std=0.1)
+        else:
+            nn.init.zeros_(self.A_log)
+            nn.init.uniform_(self.dt_proj_weight, 0, 0.1)
+            nn.init.uniform_(self.dt_proj_bias, 0, 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.in_proj(x)
+        if self.gated:
+            x, gate = x.chunk(2, dim=-1)
+        y = self.out_act(self.out_norm(self._scan(self.act(self.conv(x)))))
+        if self.gated:
+            y = y * self.gate_act(gate)
+        return self.out_proj(y)
+
+    def _scan(self, x: Tensor) -> Tensor:
+        if self.scan != "cascade":
+            return self._scan_routes(x, self.scan, slice(None))
+        for axis, first_group, pattern in ((2, 0, "rows"), (1, 2, "columns")):
+            x = F.layer_norm(x, (x.shape[-1],), eps=NORM_EPS)
+            forward = self._scan_routes(x, pattern, slice(first_group, first_group + 1))
+            backward = self._scan_routes(x, f"{pattern}_backward", slice(first_group + 1, first_group + 2))
+            # The authors add the backward outputs in the order of the visit, mirrored along the line; their trained
+            # cascade models depend on it.
+            x = forward + backward.flip(axis)
+        return x
+
+    def _scan_routes(self, x: Tensor, pattern: str, groups: slice) -> Tensor:
+        """Scan with some of the parameter groups."""
+        weight = self.x_proj.weight.unflatten(0, (ROUTES, -1))[groups]
+        dbc = F.linear(x, weight.flatten(0, 1)).unflatten(-1, weight.shape[:2])
+        A_log = self.A_log[groups]
+        A = -torch.exp(A_log.to(torch.promote_types(A_log.dtype, torch.float32)))
+        return ss2d_scan(x, dbc, self.dt_proj_weight[groups], A, self.D[groups], self.dt_proj_bias[groups], pattern)

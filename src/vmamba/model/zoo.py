@@ -1,0 +1,179 @@
+"""The released models and ours, by name, registered in timm."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
+from torch import nn
+
+from vmamba.model.backbone import VMamba
+from vmamba.model.checkpoint import load_weights, read_checkpoint, to_our_names
+from vmamba.model.config import VMambaConfig
+from vmamba.model.download import download
+
+_RELEASES = "https://github.com/MzeroMiko/VMamba/releases/download/"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A named architecture and, where the authors trained it, their weights and result.
+
+    Attributes:
+        config: The architecture; `drop_path_rate` is that of the authors' training and off unless asked for.
+        checkpoint: Address of the authors' weights, relative to their releases.
+        top1: Published ImageNet-1K top-1 accuracy at 224×224, per cent.
+    """
+
+    config: VMambaConfig
+    checkpoint: str = ""
+    top1: float | None = None
+
+    @property
+    def url(self) -> str:
+        return _RELEASES + self.checkpoint if self.checkpoint else ""
+
+
+_T, _B = (96, 192, 384, 768), (128, 256, 512, 1024)
+# The first version of the paper: Mamba's block with a gate and 16 states, no MLP.
+_VANILLA = VMambaConfig(
+    d_state=16, ssm_ratio=2.0, ssm_conv_bias=True, gate=True, mlp_ratio=0.0, stem="patchify", downsample="patch_merging"
+)
+# "s2l5": ssm_ratio 2 and 5 blocks in the third stage.
+_S2 = VMambaConfig(ssm_ratio=2.0)
+_S1 = VMambaConfig()
+
+VARIANTS: dict[str, Variant] = {
+    name: Variant(dataclasses.replace(family, dims=dims, depths=depths), checkpoint, top1)
+    for name, family, dims, depths, checkpoint, top1 in (
+        ("vanilla_vmamba_tiny", _VANILLA, _T, (2, 2, 9, 2), "%23v0cls/vssmtiny_dp01_ckpt_epoch_292.pth", 82.2),
+        ("vanilla_vmamba_small", _VANILLA, _T, (2, 2, 27, 2), "%23v0cls/vssmsmall_dp03_ckpt_epoch_238.pth", 83.5),
+        ("vanilla_vmamba_base", _VANILLA, _B, (2, 2, 27, 2), "%23v0cls/vssmbase_dp06_ckpt_epoch_241.pth", 83.7),
+        ("vmamba_tiny_s2l5", _S2, _T, (2, 2, 5, 2), "%23v2cls/vssm_tiny_0230_ckpt_epoch_262.pth", 82.5),
+        ("vmamba_small_s2l15", _S2, _T, (2, 2, 15, 2), "%23v2cls/vssm_small_0229_ckpt_epoch_222.pth", 83.6),
+        ("vmamba_base_s2l15", _S2, _B, (2, 2, 15, 2), "%23v2cls/vssm_base_0229_ckpt_epoch_237.pth", 83.9),
+        ("vmamba_tiny_s1l8", _S1, _T, (2, 2, 8, 2), "%23v2cls/vssm1_tiny_0230s_ckpt_epoch_264.pth", 82.6),
+        ("vmamba_small_s1l20", _S1, _T, (2, 2, 20, 2), "%23v2cls/vssm1_small_0229s_ckpt_epoch_240.pth", 83.3),
+        ("vmamba_base_s1l20", _S1, _B, (2, 2, 20, 2), "%23v2cls/vssm1_base_0229s_ckpt_epoch_225.pth", 83.8),
+        # Ours, untrained, for small machines and tests.
+        ("vmamba_nano", _S1, (48, 96, 192, 384), (2, 2, 6, 2), "", None),
+        ("vmamba_pico", _S1, (24, 48, 96, 192), (1, 1, 2, 1), "", None),
+    )
+}
+
+default_cfgs = generate_default_cfgs(
+    {
+        name: {
+            "url": variant.url,
+            "num_classes": 1000,
+            "input_size": (3, 224, 224),
+            "pool_size": (7, 7),
+            "crop_pct": 0.875,
+            "interpolation": "bicubic",
+            "mean": IMAGENET_DEFAULT_MEAN,
+            "std": IMAGENET_DEFAULT_STD,
+            "first_conv": "stem.conv1",
+            "classifier": "head.fc",
+            "license": "mit",
+            "paper_name": "VMamba: Visual State Space Model",
+            "paper_ids": "arXiv:2401.10166",
+            "origin_url": "https://github.com/MzeroMiko/VMamba" if variant.url else "",
+        }
+        for name, variant in VARIANTS.items()
+    }
+)
+
+
+def _create(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """What timm calls: options of `VMambaConfig` shape the model, the others go to `VMamba`."""
+    options = {field.name for field in dataclasses.fields(VMambaConfig)}
+
+    def build(**model_kwargs: Any) -> VMamba:
+        overrides = {key: model_kwargs.pop(key) for key in options & model_kwargs.keys()}
+        return VMamba(dataclasses.replace(VARIANTS[name].config, **overrides), **model_kwargs)
+
+    stages = len(kwargs.get("depths", VARIANTS[name].config.depths))
+    feature_cfg: dict[str, Any] = {"out_indices": tuple(range(stages)), "flatten_sequential": True}
+    if kwargs.get("stage_norms"):
+        feature_cfg |= {"feature_cls": "getter", "norm": True}
+    overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
+    if pretrained and "state_dict" not in overlay:
+        # The authors' files hold more than tensors: read here, never by a plain unpickler.
+        state_dict = _pretrained_weights(name, overlay, kwargs)
+        overlay |= {"state_dict": state_dict} if state_dict else {}
+    model: nn.Module = build_model_with_cfg(
+        build,
+        name,
+        pretrained,
+        pretrained_cfg_overlay=overlay,
+        pretrained_filter_fn=lambda state_dict, _: to_our_names(state_dict),
+        feature_cfg=feature_cfg,
+        **kwargs,
+    )
+    model.pretrained_cfg.pop("state_dict", None)
+    return model
+
+
+def _pretrained_weights(name: str, overlay: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    """The checkpoint that timm's settings point to, unless it is timm's own business (a hub or a local folder)."""
+    cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), overlay)
+    if cfg.source or (cfg.hf_hub_id and not cfg.file):
+        return None
+    if not cfg.file and not cfg.url:
+        trained = ", ".join(n for n, variant in VARIANTS.items() if variant.url)
+        raise ValueError(f"{name} has no published weights; models that do: {trained}")
+    return read_checkpoint(cfg.file or download(cfg.url, directory=kwargs.get("cache_dir")))
+
+
+def _register(name: str) -> None:
+    def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return _create(name, pretrained, **kwargs)
+
+    entrypoint.__name__ = entrypoint.__qualname__ = name
+    register_model(entrypoint)
+
+
+for _name in VARIANTS:
+    _register(_name)
+
+
+def list_models() -> list[str]:
+    """Names of the registered models, the authors' first."""
+    return list(VARIANTS)
+
+
+def create_model(
+    name: str, *, pretrained: bool = False, checkpoint: str | Path | None = None, **overrides: Any
+) -> nn.Module:
+    """Create a model by name; ``timm.create_model`` gives the same once `vmamba` is imported.
+
+    Args:
+        name: One of `list_models`.
+        pretrained: Load the authors' ImageNet-1K weights, downloaded once into torch's hub cache.
+        checkpoint: Load these weights instead; see `load_weights`.
+        **overrides: Fields of `VMambaConfig` (``num_classes=0``, ``in_chans=1``, ``drop_path_rate=0.2`` …), options
+            of `VMamba`, and those of ``timm.create_model`` (``features_only=True``, ``out_indices=…`` …).
+
+    Raises:
+        ValueError: For an unknown name (the nearest is suggested), impossible options, both `pretrained` and
+            `checkpoint`, or `pretrained` for a model without published weights.
+        TypeError: For an option that nobody takes.
+        CheckpointError: If the checkpoint cannot be read or does not fit.
+        DownloadError: If the weights cannot be fetched.
+    """
+    if name not in VARIANTS:
+        near = difflib.get_close_matches(name, VARIANTS, n=1)
+        hint = f"do you mean {near[0]!r}?" if near else f"choose one of {', '.join(VARIANTS)}"
+        raise ValueError(f"unknown model {name!r}; {hint}")
+    if pretrained and checkpoint is not None:
+        raise ValueError("give either pretrained=True or a checkpoint, not both")
+    model: nn.Module = timm.create_model(name, pretrained=pretrained, **overrides)
+    if checkpoint is not None:
+        load_weights(model, checkpoint)
+    return model

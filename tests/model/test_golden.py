@@ -1,0 +1,80 @@
+"""The authors' outputs, from the authors' weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import GOLDEN, Golden, relative_error, synthetic, synthetic_state_dict
+from torch import Tensor
+
+import vmamba
+from vmamba import VMamba, VMambaConfig
+from vmamba.model.checkpoint import to_our_names
+from vmamba.ops import use_backend
+
+RELEASED = sorted((GOLDEN / "released").glob("*.safetensors"))
+VARIANTS = sorted((GOLDEN / "variants").glob("*.safetensors"))
+BACKENDS = ("reference", "chunked")
+
+
+def stem(path: Path) -> str:
+    return path.stem
+
+
+def run(model: VMamba, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+    last, stages = model.forward_intermediates(image)
+    return model.forward_head(last), stages
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("path", RELEASED, ids=stem)
+def test_released_outputs(path: Path, backend: str, released: dict[str, Any]) -> None:
+    name = path.stem.removesuffix("_96x96")
+    golden = Golden.load(path)
+    model = vmamba.create_model(name).eval()
+    assert sum(p.numel() for p in model.parameters()) == released[name]["parameters"]
+    vmamba.load_weights(model, synthetic_state_dict(released[name]["state_dict"]))
+    with torch.no_grad(), use_backend(backend):
+        logits, stages = run(model, golden.image)
+    for i, stage in enumerate(stages):
+        assert relative_error(stage, golden.tensors[f"stage{i}"]) < 1e-4
+    assert relative_error(logits, golden.tensors["logits"]) < 1e-4
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("path", VARIANTS, ids=stem)
+def test_variant_outputs_and_gradients(path: Path, backend: str) -> None:
+    golden = Golden.load(path)
+    config = VMambaConfig.from_dict(golden.metadata["config"])
+    model = VMamba(config).eval()
+    vmamba.load_weights(model, synthetic_state_dict(golden.metadata["state_dict"]))
+    image = golden.image.requires_grad_()
+    with use_backend(backend):
+        logits, stages = run(model, image)
+        cotangent = torch.from_numpy(cotangent_of(golden, tuple(logits.shape)))
+        (logits * cotangent).sum().backward()
+    for i, stage in enumerate(stages):
+        assert relative_error(stage, golden.tensors[f"stage{i}"]) < 1e-4
+    assert relative_error(logits, golden.tensors["logits"]) < 1e-4
+
+    expected = {n.removeprefix("grad/"): t for n, t in golden.tensors.items() if n.startswith("grad/")}
+    assert relative_error(image.grad, expected.pop("image")) < 1e-3
+    expected = to_our_names(expected)  # gradients translate as the weights do
+    parameters = dict(model.named_parameters())
+    assert len(expected) > 20
+    for name, gradient in expected.items():
+        assert relative_error(parameters[name].grad, gradient) < 1e-3, name
+
+
+def cotangent_of(golden: Golden, shape: tuple[int, ...]) -> Any:
+    return synthetic.weight(golden.metadata["cotangent"], shape)
+
+
+@pytest.mark.parametrize("path", VARIANTS, ids=stem)
+def test_author_options_mean_the_same(path: Path) -> None:
+    metadata = Golden.load(path).metadata
+    ours = VMambaConfig.from_dict(metadata["config"] | {"drop_path_rate": 0.1})
+    assert VMambaConfig.from_author_options(metadata["reference_options"]) == ours
