@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GOLDEN, Golden, relative_error, synthetic, synthetic_state_dict
 from torch import Tensor
 
 import vmamba
+from conftest import GOLDEN, Golden, relative_error, synthetic, synthetic_state_dict
 from vmamba import VMamba, VMambaConfig
 from vmamba.model.checkpoint import to_our_names
 from vmamba.ops import use_backend

@@ -163,8 +163,16 @@ def fields_from_options(options: Mapping[str, Any]) -> dict[str, Any]:
 def _forward_fields(forward_type: str) -> dict[str, Any]:
     scan, *tags = forward_type.split("_")
     if scan not in _SCANS or any(tag not in _TAGS for tag in tags):
-        raise ValueError(f"forward_type {forward_type!r} is not supported; scans: {', '.join(_SCANS)}; tags: {', '.join(_TAGS)}")
-    fields: dict[str, Any] = {"scan": _SCANS[scan], "gate": True, "gate_act": True, "out_act": False, "out_norm": "layernorm"}
+        raise ValueError(
+            f"forward_type {forward_type!r} is not supported; scans: {', '.join(_SCANS)}; tags: {', '.join(_TAGS)}"
+        )
+    fields: dict[str, Any] = {
+        "scan": _SCANS[scan],
+        "gate": True,
+        "gate_act": True,
+        "out_act": False,
+        "out_norm": "layernorm",
+    }
     for tag in tags:
         fields |= _TAGS[tag]
     if scan in ("v0", "v0seq"):  # their first block ignores these options

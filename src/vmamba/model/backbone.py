@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
-from timm.layers import ClassifierHead, DropPath, Mlp, calculate_drop_path_rates, trunc_normal_
+from timm.layers import ClassifierHead, DropPath, Mlp, calculate_drop_path_rates, get_device_dtype, trunc_normal_
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
@@ -52,7 +52,10 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x).permute(0, 2, 3, 1)
-        x = checkpoint_seq(self.blocks, x) if self.grad_checkpointing and self.training else self.blocks(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            x = checkpoint_seq(self.blocks, x)
+        else:
+            x = self.blocks(x)
         return x.permute(0, 3, 1, 2)
 
 
@@ -74,7 +77,7 @@ class VMamba(nn.Module):
 
     def __init__(
         self,
-        config: VMambaConfig = VMambaConfig(),
+        config: VMambaConfig = VMambaConfig(),  # noqa: B008 (frozen)
         *,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
@@ -98,10 +101,7 @@ class VMamba(nn.Module):
             self.pos_embed = nn.Parameter(torch.empty(1, dims[0], side, side, **factory))
         rates = calculate_drop_path_rates(config.drop_path_rate, config.depths, stagewise=True)
         self.stages = nn.Sequential(
-            *(
-                Stage(dims[max(i - 1, 0)], dim, config, rates[i], first=i == 0, **factory)
-                for i, dim in enumerate(dims)
-            )
+            *(Stage(dims[max(i - 1, 0)], dim, config, rates[i], first=i == 0, **factory) for i, dim in enumerate(dims))
         )
         self.feature_info = [
             {"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)
@@ -202,20 +202,20 @@ class VMamba(nn.Module):
         """Replace the classifier by a fresh one of `num_classes` (0 for none), and the pooling where given."""
         self.config = dataclasses.replace(self.config, num_classes=num_classes)
         self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool, in_features=self.num_features)
+        self.head.reset(num_classes, global_pool, in_features=self.num_features, **get_device_dtype(self))
         if isinstance(self.head.fc, nn.Linear):
             trunc_normal_(self.head.fc.weight, std=0.02)
             nn.init.zeros_(self.head.fc.bias)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass of training instead of keeping their activations."""
-        for stage in self.stages:
-            stage.grad_checkpointing = enable
+        for stage in self.stages.children():
+            cast(Stage, stage).grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layer groups for layer-wise learning rates."""
         blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))]
-        return {"stem": r"^(stem|pos_embed)", "blocks": r"^stages\.(\d+)" if coarse else blocks}
+        return {"stem": r"^stem|^pos_embed", "blocks": r"^stages\.(\d+)" if coarse else blocks}
 
     def no_weight_decay(self) -> set[str]:
         """State parameters and the position embedding: A, the skip D, and the bias of Δ."""
@@ -223,14 +223,9 @@ class VMamba(nn.Module):
         return {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in leaves}
 
     def _embed(self, x: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling() and (x.ndim != 4 or x.shape[1] != self.in_chans):
-            raise ValueError(f"VMamba: expected images (B, {self.in_chans}, H, W), got {tuple(x.shape)}")
         x = self.stem(x)
         if self.pos_embed is not None:
-            embed = self.pos_embed
-            if embed.shape[2:] != x.shape[2:]:
-                embed = F.interpolate(embed, size=x.shape[2:], mode="bicubic", align_corners=False)
-            x = x + embed
+            x = x + F.interpolate(self.pos_embed, size=x.shape[2:], mode="bicubic", align_corners=False)
         return x
 
     def _normalised(self, x: Tensor, stage: int) -> Tensor:

@@ -103,14 +103,18 @@ class VMambaConfig:
         if self.pos_embed_size is not None and not _is_int(self.pos_embed_size, 4):
             raise ValueError(f"VMambaConfig: pos_embed_size must be pixels ≥ 4 or None, got {self.pos_embed_size!r}")
         if not _is_number(self.ssm_ratio) or any(self.inner_dim(dim) < 1 for dim in self.dims):
-            raise ValueError(f"VMambaConfig: ssm_ratio must leave inner channels in every stage, got {self.ssm_ratio!r}")
+            raise ValueError(
+                f"VMambaConfig: ssm_ratio must leave inner channels in every stage, got {self.ssm_ratio!r}"
+            )
         if not _is_number(self.mlp_ratio) or self.mlp_ratio < 0:
             raise ValueError(f"VMambaConfig: mlp_ratio must be ≥ 0, got {self.mlp_ratio!r}")
         if not _is_number(self.drop_path_rate) or not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"VMambaConfig: drop_path_rate must be in [0, 1), got {self.drop_path_rate!r}")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"VMambaConfig: {name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"VMambaConfig: {name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
+                )
         if self.stem == "overlapping" and self.dims[0] < 2:
             raise ValueError("VMambaConfig: the overlapping stem needs dims[0] ≥ 2")
         for name in ("ssm_conv_bias", "gate", "gate_act", "out_act", "patch_norm"):
@@ -151,7 +155,9 @@ class VMambaConfig:
         for name in values:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
-                raise ValueError(f"VMambaConfig: unknown option {name!r}" + (f"; do you mean {near[0]!r}?" if near else ""))
+                raise ValueError(
+                    f"VMambaConfig: unknown option {name!r}" + (f"; do you mean {near[0]!r}?" if near else "")
+                )
         return cls(**values)
 
     @classmethod

@@ -21,7 +21,7 @@ class DepthwiseConv(nn.Conv2d):
         super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=bias, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self._conv_forward(x.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)
 
 
 class SpatialSoftmax(nn.Module):
@@ -38,9 +38,7 @@ def out_norm(kind: str, dim: int, **factory: Any) -> nn.Module:
     if kind == "dwconv3x3":
         return DepthwiseConv(dim, 3, bias=False, **factory)
     if kind == "layernorm_dwconv3x3":
-        return nn.Sequential(
-            nn.LayerNorm(dim, eps=NORM_EPS, **factory), DepthwiseConv(dim, 3, bias=False, **factory)
-        )
+        return nn.Sequential(nn.LayerNorm(dim, eps=NORM_EPS, **factory), DepthwiseConv(dim, 3, bias=False, **factory))
     return {"none": nn.Identity, "softmax": SpatialSoftmax, "sigmoid": nn.Sigmoid}[kind]()
 
 
@@ -50,14 +48,17 @@ def norm2d(dim: int, **factory: Any) -> nn.Module:
 
 
 class Stem(nn.Module):
-    """Image to stride-4 tokens: (B, in_chans, H, W) → (B, dim, ⌈H/4⌉, ⌈W/4⌉), ⌊·⌋ for patches, in channels-last memory."""
+    """Image to stride-4 tokens: (B, in_chans, H, W) → (B, dim, ⌈H/4⌉, ⌈W/4⌉) in channels-last memory.
+
+    Patches, unlike the overlapping convolutions, leave out a remainder of H or W.
+    """
 
     def __init__(self, in_chans: int, dim: int, overlapping: bool, norm: bool, **factory: Any) -> None:
         super().__init__()
         if overlapping:
             self.conv1 = nn.Conv2d(in_chans, dim // 2, 3, stride=2, padding=1, **factory)
             self.norm1 = norm2d(dim // 2, **factory) if norm else nn.Identity()
-            self.act = nn.GELU()
+            self.act: nn.Module = nn.GELU()
             self.conv2: nn.Module = nn.Conv2d(dim // 2, dim, 3, stride=2, padding=1, **factory)
             self.norm2 = norm2d(dim, **factory) if norm else nn.Identity()
         else:
@@ -71,7 +72,7 @@ class Stem(nn.Module):
 
 
 class ConvDownsample(nn.Module):
-    """Halve the resolution with a strided convolution: (B, C, H, W) → (B, C', ⌈H/2⌉, ⌈W/2⌉), ⌊·⌋ for kernel 2."""
+    """Halve the resolution with a strided convolution: (B, C, H, W) → (B, C', ⌈H/2⌉, ⌈W/2⌉); kernel 2 rounds down."""
 
     def __init__(self, dim: int, out_dim: int, kernel_size: int, **factory: Any) -> None:
         super().__init__()

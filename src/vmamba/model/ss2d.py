@@ -13,8 +13,6 @@ from vmamba.model.config import VMambaConfig
 from vmamba.model.layers import ACTIVATIONS, NORM_EPS, DepthwiseConv, out_norm
 from vmamba.ops import ss2d_scan
 
-ROUTES = 4
-
 
 class SS2D(nn.Module):
     """in_proj → (split off gate) → depthwise conv → activation → scan → out_norm → (× gate) → out_proj.
@@ -26,7 +24,7 @@ class SS2D(nn.Module):
 
     def __init__(self, dim: int, config: VMambaConfig, **factory: Any) -> None:
         super().__init__()
-        inner, rank = config.inner_dim(dim), config.rank(dim)
+        inner, rank, self.routes = config.inner_dim(dim), config.rank(dim), 4
         self.scan, self.init, self.rank, self.gated = config.scan, config.ssm_init, rank, config.gate
         self.in_proj = nn.Linear(dim, inner * (2 if config.gate else 1), bias=False, **factory)
         self.conv = (
@@ -34,11 +32,13 @@ class SS2D(nn.Module):
         )
         self.act = ACTIVATIONS[config.ssm_act]()
         self.gate_act = ACTIVATIONS[config.ssm_act]() if config.gate and config.gate_act else nn.Identity()
-        self.x_proj = nn.Linear(inner, ROUTES * (rank + 2 * config.d_state), bias=False, **factory)
-        self.dt_proj_weight = nn.Parameter(torch.empty(ROUTES, inner, rank, **factory))
-        self.dt_proj_bias = nn.Parameter(torch.empty(ROUTES, inner, **factory))
-        self.A_log = nn.Parameter(torch.empty(ROUTES, inner, config.d_state, **factory))
-        self.D = nn.Parameter(torch.empty(ROUTES, inner, **factory))
+        self.x_proj = nn.Linear(inner, self.routes * (rank + 2 * config.d_state), bias=False, **factory)
+        self.dt_proj_weight = nn.Parameter(torch.empty(self.routes, inner, rank, **factory))
+        self.dt_proj_bias = nn.Parameter(torch.empty(self.routes, inner, **factory))
+        self.A_log = nn.Parameter(torch.empty(self.routes, inner, config.d_state, **factory))
+        self.D = nn.Parameter(torch.empty(self.routes, inner, **factory))
+        # The cascade would otherwise diverge.
+        self.scan_norm = nn.LayerNorm(inner, eps=NORM_EPS, elementwise_affine=False)
         self.out_norm = out_norm(config.out_norm, inner, **factory)
         self.out_act = nn.GELU() if config.out_act else nn.Identity()
         self.out_proj = nn.Linear(inner, dim, bias=False, **factory)
@@ -66,29 +66,38 @@ class SS2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.in_proj(x)
+        gate = x
         if self.gated:
             x, gate = x.chunk(2, dim=-1)
-        y = self.out_act(self.out_norm(self._scan(self.act(self.conv(x)))))
+        x = self.act(self.conv(x))
+        y = self._cascade(x) if self.scan == "cascade" else self._scan(x, self.scan, 0, self.routes)
+        y = self.out_act(self.out_norm(y))
         if self.gated:
             y = y * self.gate_act(gate)
         return self.out_proj(y)
 
-    def _scan(self, x: Tensor) -> Tensor:
-        if self.scan != "cascade":
-            return self._scan_routes(x, self.scan, slice(None))
-        for axis, first_group, pattern in ((2, 0, "rows"), (1, 2, "columns")):
-            x = F.layer_norm(x, (x.shape[-1],), eps=NORM_EPS)
-            forward = self._scan_routes(x, pattern, slice(first_group, first_group + 1))
-            backward = self._scan_routes(x, f"{pattern}_backward", slice(first_group + 1, first_group + 2))
-            # The authors add the backward outputs in the order of the visit, mirrored along the line; their trained
-            # cascade models depend on it.
-            x = forward + backward.flip(axis)
-        return x
+    def _cascade(self, x: Tensor) -> Tensor:
+        """Rows, then columns of the result.
 
-    def _scan_routes(self, x: Tensor, pattern: str, groups: slice) -> Tensor:
-        """Scan with some of the parameter groups."""
-        weight = self.x_proj.weight.unflatten(0, (ROUTES, -1))[groups]
-        dbc = F.linear(x, weight.flatten(0, 1)).unflatten(-1, weight.shape[:2])
-        A_log = self.A_log[groups]
-        A = -torch.exp(A_log.to(torch.promote_types(A_log.dtype, torch.float32)))
-        return ss2d_scan(x, dbc, self.dt_proj_weight[groups], A, self.D[groups], self.dt_proj_bias[groups], pattern)
+        The authors add the outputs of the backward routes in the order of the visit, mirrored along the line; their
+        trained cascade models depend on it.
+        """
+        x = self.scan_norm(x)
+        x = self._scan(x, "rows", 0, 1) + self._scan(x, "rows_backward", 1, 1).flip(2)
+        x = self.scan_norm(x)
+        return self._scan(x, "columns", 2, 1) + self._scan(x, "columns_backward", 3, 1).flip(1)
+
+    def _scan(self, x: Tensor, pattern: str, first: int, count: int) -> Tensor:
+        """Scan with `count` of the parameter groups."""
+        end = first + count
+        weight = self.x_proj.weight.unflatten(0, (self.routes, -1))[first:end].flatten(0, 1)
+        dbc = F.linear(x, weight).unflatten(-1, (count, -1))
+        A = _negative_exp(self.A_log[first:end])
+        dt_weight, dt_bias = self.dt_proj_weight[first:end], self.dt_proj_bias[first:end]
+        return ss2d_scan(x, dbc, dt_weight, A, self.D[first:end], dt_bias, pattern)
+
+
+@torch.fx.wrap
+def _negative_exp(A_log: Tensor) -> Tensor:
+    """A = -exp(A_log), in float32 at least."""
+    return -torch.exp(A_log if A_log.dtype == torch.float64 else A_log.float())

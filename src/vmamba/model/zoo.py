@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -14,7 +14,16 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 
 from vmamba.model.backbone import VMamba
-from vmamba.model.checkpoint import load_weights, read_checkpoint, to_our_names
+from vmamba.model.checkpoint import (
+    CheckpointError,
+    Weights,
+    config_path,
+    identify,
+    load_config,
+    load_weights,
+    read_checkpoint,
+    to_our_names,
+)
 from vmamba.model.config import VMambaConfig
 from vmamba.model.download import download
 
@@ -116,7 +125,7 @@ def _create(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
         feature_cfg=feature_cfg,
         **kwargs,
     )
-    model.pretrained_cfg.pop("state_dict", None)
+    cast(dict[str, Any], model.pretrained_cfg).pop("state_dict", None)
     return model
 
 
@@ -176,4 +185,40 @@ def create_model(
     model: nn.Module = timm.create_model(name, pretrained=pretrained, **overrides)
     if checkpoint is not None:
         load_weights(model, checkpoint)
+    return model
+
+
+def model_from_checkpoint(
+    checkpoint: str | Path, name: str | None = None, *, weights: Weights = "auto", config: VMambaConfig | None = None
+) -> VMamba:
+    """The classifier that a checkpoint belongs to, with its weights.
+
+    Its architecture is what is given: `config`, or the model `name`. Otherwise it is the configuration beside the file
+    (``.json``), or the registered variant whose entries it has. The number of classes is the checkpoint's.
+
+    Args:
+        checkpoint: Path of a ``.safetensors`` or ``torch.save`` file.
+        name: One of `list_models`.
+        weights: See `read_checkpoint`.
+        config: An architecture.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be read, fits no known variant, or does not fit the one named.
+        ValueError: For an unknown name.
+    """
+    state_dict = to_our_names(read_checkpoint(checkpoint, weights))
+    if config is None and name is None:
+        config, name = load_config(checkpoint), identify(state_dict)
+        if config is None and name is None:
+            raise CheckpointError(
+                f"{checkpoint}: fits none of the known variants and has no {config_path(checkpoint).name} beside it; "
+                "say which model it is"
+            )
+    head = state_dict.get("head.fc.weight")
+    classes = 0 if head is None else head.shape[0]
+    if config is not None:
+        model = VMamba(dataclasses.replace(config, num_classes=classes))
+    else:
+        model = cast(VMamba, create_model(str(name), num_classes=classes))
+    load_weights(model, state_dict)
     return model

@@ -76,6 +76,7 @@ BACKENDS = {
 
 # One for the process, not per thread: autograd runs the backward of CUDA operators in threads of its own.
 _forced: str | None = None
+_decomposed = False
 
 
 def select(device: torch.device) -> Choice:
@@ -103,3 +104,23 @@ def use_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _forced = before
+
+
+@contextmanager
+def decomposed() -> Iterator[None]:
+    """Trace the plain PyTorch operations of the chunked scans instead of the operators, inside a ``with`` block.
+
+    For programs that run where this package is not installed: ``torch.export.export`` inside the block gives a graph of
+    standard operators, for a fixed image size and any batch size. For inference only.
+    """
+    global _decomposed
+    before, _decomposed = _decomposed, True
+    try:
+        yield
+    finally:
+        _decomposed = before
+
+
+def is_decomposed() -> bool:
+    """Whether the scans are to be traced as plain PyTorch operations."""
+    return _decomposed

@@ -129,15 +129,9 @@ def ss2d_scan_backward(
         ddbc = torch.cat([torch.einsum("bdl,dr->brl", ddelta, dt_weight[k].to(dtype)), dB[:, 0], dC[:, 0]], dim=1)
         ddt_weight = torch.einsum("bdl,brl->dr", ddelta, low_rank)
         per_route.append((_to_image(route, ddbc, x.shape), ddt_weight, dA, dD, dbias))
-    ddbc, ddt_weight, dA, dD, dbias = (list(grads) for grads in zip(*per_route, strict=True))
-    return (
-        dx,
-        torch.stack(ddbc, dim=3),
-        torch.stack(ddt_weight),
-        torch.stack(dA),
-        torch.stack(dD),
-        torch.stack(dbias),
-    )
+    stacked = [list(grads) for grads in zip(*per_route, strict=True)]
+    ddt_weight, dA, dD, dbias = (torch.stack(grads) for grads in stacked[1:])
+    return dx, torch.stack(stacked[0], dim=3), ddt_weight, dA, dD, dbias
 
 
 def _step_size(delta: Tensor, bias: Tensor | None, softplus: bool) -> Tensor:

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vmamba.ops.backend import select
+from vmamba.ops import chunked
+from vmamba.ops.backend import is_decomposed, select
 from vmamba.ops.checks import check_operands
 from vmamba.ops.reference import accumulation_dtype
 
@@ -76,7 +77,8 @@ def selective_scan(
     B, C = _grouped(B, u), _grouped(C, u)
     if B.shape[1] != C.shape[1]:  # bring both to one group per channel
         B, C = (t.repeat_interleave(u.shape[1] // t.shape[1], dim=1) for t in (B, C))
-    y, last = torch.ops.vmamba.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
+    scan = chunked.selective_scan if is_decomposed() else torch.ops.vmamba.selective_scan
+    y, last = scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
     if z is not None:
         y = (y * F.silu(z.to(accumulation_dtype(u.dtype)))).to(u.dtype)
     return (y, last) if return_last_state else y
@@ -151,6 +153,7 @@ def _flops(u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, *_: Any, **__: An
     return scan_flops(batch * length, channels, A[1], D is not None)
 
 
-@register_flop_formula(torch.ops.vmamba.selective_scan_backward)
-def _backward_flops(dy: Any, dlast: Any, *operands: Any, **kwargs: Any) -> int:
-    return 3 * _flops(*operands, **kwargs)  # the states again, then twice the forward as for a matrix product
+@register_flop_formula(torch.ops.vmamba.selective_scan_backward, get_raw=True)
+def _backward_flops(dy: Tensor, dlast: Tensor, *operands: Any, **_: Any) -> int:
+    forward: int = _flops(*operands)
+    return 3 * forward  # the states again, then twice the forward as for a matrix product

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vmamba.ops.backend import select
+from vmamba.ops import chunked
+from vmamba.ops.backend import is_decomposed, select
 from vmamba.ops.checks import check_operands
 from vmamba.ops.routes import routes
 from vmamba.ops.selective import scan_flops
@@ -53,25 +54,30 @@ def ss2d_scan(
         TypeError: For an operand that is not a floating-point tensor.
         ValueError: For an unknown pattern, shapes that do not fit, or operands on different devices.
     """
-    if not torch.compiler.is_compiling():
-        check_operands(
-            "ss2d_scan",
-            {
-                "x": (x, "B H W D"),
-                "dt_weight": (dt_weight, "K D R"),
-                "A": (A, "K D N"),
-                "D": (D, "K D"),
-                "dt_bias": (dt_bias, "K D"),
-                "dbc": (dbc, "B H W K R+2N"),
-            },
-            {"K": len(routes(pattern))},
-        )
+    if not torch.jit.is_scripting() and is_decomposed():  # type: ignore[attr-defined]
+        return chunked.ss2d_scan(x, dbc, dt_weight, A, D, dt_bias, pattern)
     y: Tensor = torch.ops.vmamba.ss2d_scan(x, dbc, dt_weight, A, D, dt_bias, pattern)
     return y
 
 
+def _check(x: Tensor, dbc: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, pattern: str) -> None:
+    check_operands(
+        "ss2d_scan",
+        {
+            "x": (x, "B H W D"),
+            "dt_weight": (dt_weight, "K D R"),
+            "A": (A, "K D N"),
+            "D": (D, "K D"),
+            "dt_bias": (dt_bias, "K D"),
+            "dbc": (dbc, "B H W K R+2N"),
+        },
+        {"K": len(routes(pattern))},
+    )
+
+
 @torch.library.custom_op("vmamba::ss2d_scan", mutates_args=(), schema=f"({_OPERANDS}) -> Tensor")
 def _ss2d_scan(x: Tensor, *operands: Any) -> Tensor:
+    _check(x, *operands)
     return select(x.device).load().ss2d_scan(x, *operands)
 
 
@@ -86,7 +92,8 @@ def _ss2d_scan_backward(dy: Tensor, *operands: Any) -> tuple[Tensor, ...]:
 
 
 @_ss2d_scan.register_fake
-def _(x: Tensor, *_: Any) -> Tensor:
+def _(x: Tensor, *operands: Any) -> Tensor:
+    _check(x, *operands)
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
@@ -115,6 +122,7 @@ def _flops(x: Any, dbc: Any, dt_weight: Any, A: Any, *_: Any, **__: Any) -> int:
     return scan_flops(tokens, channels, A[2], skip=True) + projection
 
 
-@register_flop_formula(torch.ops.vmamba.ss2d_scan_backward)
-def _backward_flops(dy: Any, *operands: Any, **kwargs: Any) -> int:
-    return 3 * _flops(*operands, **kwargs)  # the states again, then twice the forward as for a matrix product
+@register_flop_formula(torch.ops.vmamba.ss2d_scan_backward, get_raw=True)
+def _backward_flops(dy: Tensor, *operands: Any, **_: Any) -> int:
+    forward: int = _flops(*operands)
+    return 3 * forward  # the states again, then twice the forward as for a matrix product

@@ -1,0 +1,1 @@
+"""Images in, tensors out: reading images for prediction and the data sets."""
