@@ -54,8 +54,9 @@ def ss2d_scan(
         TypeError: For an operand that is not a floating-point tensor.
         ValueError: For an unknown pattern, shapes that do not fit, or operands on different devices.
     """
-    if not torch.jit.is_scripting() and is_decomposed():  # type: ignore[attr-defined]
-        return chunked.ss2d_scan(x, dbc, dt_weight, A, D, dt_bias, pattern)
+    if not torch.jit.is_scripting():  # type: ignore[attr-defined]  # noqa: SIM102 (TorchScript drops this form)
+        if is_decomposed():
+            return chunked.ss2d_scan(x, dbc, dt_weight, A, D, dt_bias, pattern)
     y: Tensor = torch.ops.vmamba.ss2d_scan(x, dbc, dt_weight, A, D, dt_bias, pattern)
     return y
 
