@@ -94,7 +94,7 @@ def run(output: Path, *, epochs: int = 30, seed: int = 0) -> DemoFiles:
     for i in shown:
         images[i].save(files.images / f"digit_{i:04d}_is_{digits.target[i]}.png")
     _draw(files.picture, [images[i] for i in shown], y[shown], probabilities[hardest], accuracy)
-    print(f"wrote {files.weights}, the {SHOWN} hardest held-out digits in {files.images}, and a picture: {files.picture}")
+    print(f"wrote {files.weights}, the {SHOWN} hardest held-out digits in {files.images}, a picture: {files.picture}")
     return files
 
 

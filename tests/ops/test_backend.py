@@ -38,5 +38,6 @@ def test_restored_after_an_error() -> None:
 
 
 def test_unknown_backend_names_the_choices() -> None:
-    with pytest.raises(ValueError, match=r"unknown backend 'cuda'; choose one of .*chunked.*reference"), use_backend("cuda"):
+    message = r"unknown backend 'cuda'; choose one of .*chunked.*reference"
+    with pytest.raises(ValueError, match=message), use_backend("cuda"):
         pass

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import relative_error
 from torch import Tensor
 
+from conftest import relative_error
 from operands import selective_operands, ss2d_operands
 from vmamba.ops import chunked, reference, selective_scan, ss2d_scan, use_backend
 from vmamba.ops.routes import PATTERNS

@@ -6,14 +6,13 @@ import re
 
 import pytest
 import torch
-from conftest import relative_error
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from conftest import relative_error
 from operands import selective_operands, ss2d_operands
 from vmamba.ops import decomposed, selective_scan, ss2d_scan
 from vmamba.ops.routes import PATTERNS
-
 
 # opcheck itself looks at .grad of tensors that are not leaves.
 quiet_opcheck = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
@@ -125,9 +124,7 @@ def test_selective_scan_forms_agree() -> None:
     torch.testing.assert_close(repeated, y)
     constant = torch.randn(4, 3, dtype=torch.float64)
     expanded = constant[None, :, :, None].expand(2, 4, 3, 9)
-    torch.testing.assert_close(
-        selective_scan(u, delta, A, constant, C, D), selective_scan(u, delta, A, expanded, C, D)
-    )
+    torch.testing.assert_close(selective_scan(u, delta, A, constant, C, D), selective_scan(u, delta, A, expanded, C, D))
     z = torch.randn_like(u)
     gated = selective_scan(u, delta, A, B, C, D, z, bias, True)
     torch.testing.assert_close(gated, y * z * torch.sigmoid(z))

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from conftest import relative_error
 from torch.autograd import gradcheck
 
+from conftest import relative_error
 from operands import selective_operands, ss2d_operands
 from vmamba.ops import reference, selective_scan, ss2d_scan, use_backend
 from vmamba.ops.routes import PATTERNS, routes

@@ -54,7 +54,7 @@ def ss2d_scan(
         TypeError: For an operand that is not a floating-point tensor.
         ValueError: For an unknown pattern, shapes that do not fit, or operands on different devices.
     """
-    if not torch.jit.is_scripting():  # type: ignore[attr-defined]  # noqa: SIM102 (TorchScript drops this form)
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript drops this form)
         if is_decomposed():
             return chunked.ss2d_scan(x, dbc, dt_weight, A, D, dt_bias, pattern)
     y: Tensor = torch.ops.vmamba.ss2d_scan(x, dbc, dt_weight, A, D, dt_bias, pattern)
