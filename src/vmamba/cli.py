@@ -12,7 +12,7 @@ from typing import cast, get_args
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from vmamba.data.images import ImageError, find_images
 from vmamba.model.backbone import VMamba
@@ -149,7 +149,7 @@ def _with_progress(paths: list[Path]) -> Iterator[Path]:
 
 
 def _print_table(predictions: list[Prediction], names: Sequence[str]) -> None:
-    table = Table("image", "class", "probability")
+    table = Table(Column("image", overflow="fold"), "class", "probability")
     for prediction in predictions:
         for i, (index, probability) in enumerate(zip(prediction.classes, prediction.probabilities, strict=True)):
             last = i == len(prediction.classes) - 1

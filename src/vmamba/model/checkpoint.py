@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import tempfile
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ StateDict = dict[str, Tensor]
 
 #: Where the weights lie in a training checkpoint: the authors' names, then those of OpenMMLab and timm.
 _SECTIONS: dict[str, tuple[str, ...]] = {
-    "auto": ("model_ema", "state_dict_ema", "model", "state_dict"),
+    "auto": ("model", "state_dict", "model_ema", "state_dict_ema"),
     "model": ("model", "state_dict"),
     "model_ema": ("model_ema", "state_dict_ema"),
 }
@@ -75,8 +76,8 @@ def read_checkpoint(source: str | Path | Mapping[str, Any], weights: Weights = "
 
     Args:
         source: Path of a ``.safetensors`` file or of one written by ``torch.save``, or its content.
-        weights: Which weights of a training checkpoint: ``"model"``, ``"model_ema"``, or ``"auto"``: the averaged
-            ones where there are any, as in the authors' evaluation.
+        weights: Which weights of a training checkpoint: ``"model"``, ``"model_ema"`` (their moving average), or
+            ``"auto"``: the model's, as the authors' loaders do, or the average where there is nothing else.
 
     Raises:
         CheckpointError: If there is no such file, it is damaged, it is refused, or it has no such weights.
@@ -93,7 +94,8 @@ def read_checkpoint(source: str | Path | Mapping[str, Any], weights: Weights = "
     else:
         if weights == "model_ema" or not any(isinstance(value, Tensor) for value in content.values()):
             found = ", ".join(map(str, list(content)[:8])) or "nothing"
-            raise CheckpointError(f"{label}: has no {'weights' if weights == 'auto' else weights!r} (found: {found})")
+            wanted = "weights" if weights == "auto" else f"{weights!r} weights"
+            raise CheckpointError(f"{label}: has no {wanted} (found: {found})")
     state_dict = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not state_dict:
         raise CheckpointError(f"{label}: holds no tensors")
@@ -112,7 +114,8 @@ def _read_file(path: Path) -> Mapping[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        with torch.serialization.safe_globals(_BESIDE_THE_WEIGHTS):
+        with torch.serialization.safe_globals(_BESIDE_THE_WEIGHTS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols, of no use to whoever wants the weights
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))

@@ -1,0 +1,39 @@
+"""timm's own tests/test_models.py, run on our models.
+
+The file is taken from timm's source distribution of the installed version, which ``make test`` fetches; it is not part
+of this repository.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+SUITE = HERE.parents[1] / ".cache" / f"timm-{version('timm')}" / "tests" / "test_models.py"
+
+
+@pytest.mark.timeout(1200)
+def test_timm_accepts_our_models(tmp_path: Path) -> None:
+    assert SUITE.is_file(), f"{SUITE} is missing; 'make test' fetches it"
+    names = "vmamba_pico or vmamba_nano or vmamba_tiny or vmamba_small or vmamba_base or vanilla_vmamba"
+    environment = os.environ | {
+        "PYTHONPATH": str(HERE),
+        "GITHUB_ACTIONS": "true",  # as in timm's own CI: leaves out the tests that download weights
+    }
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "plugin", SUITE, "-q", "-k", names, "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-4000:]
+    passed = int(result.stdout.rsplit(" passed", 1)[0].split()[-1])
+    assert passed >= 10 * 11  # tests for each model
