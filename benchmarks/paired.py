@@ -14,7 +14,7 @@ from pathlib import Path
 
 import timm
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import vmamba
 
@@ -41,7 +41,7 @@ def alternate(cases: Mapping[str, Callable[[], object]], rounds: int, warmup: in
         for _ in range(warmup):
             run()
     seconds: dict[str, list[float]] = {name: [] for name in cases}
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True) as progress:
         for i in progress.track(range(rounds), description=" · ".join(cases)[:60]):
             for name in list(cases) if i % 2 == 0 else reversed(list(cases)):
@@ -53,39 +53,34 @@ def alternate(cases: Mapping[str, Callable[[], object]], rounds: int, warmup: in
 
 def environment() -> dict[str, str]:
     """What a figure depends on, for the head of a report."""
-    cpu = next(
-        (line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine()
-    )
+    choice = vmamba.ops.select(torch.device("cpu"))
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain", "-uno") else ""),
+        "commit": _git("rev-parse", "--short", "HEAD")
+        + (" with changes" if _git("status", "--porcelain", "-uno") else ""),
         "command": " ".join(["python", *sys.argv]),
-        "processor": cpu,
-        "capability": torch.backends.cpu.get_cpu_capability(),
+        "processor": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}",
         "threads": str(torch.get_num_threads()),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "backend": str(vmamba.ops.select(torch.device("cpu"))),
+        "versions": f"python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}",
+        "scan backend": f"{choice.name} ({choice.reason})",
     }
 
 
-def write_csv(name: str, rows: list[dict[str, object]], extra: Mapping[str, str]) -> Path:
-    """Write rows to results/NAME.csv below comment lines that say where they come from."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.csv"
+def write_csv(path: Path, rows: list[dict[str, object]], head: Mapping[str, str]) -> None:
+    """Write rows below comment lines that say where they come from."""
+    path.parent.mkdir(exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
-        for key, value in extra.items():
+        for key, value in head.items():
             file.write(f"# {key}: {value}\n")
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    return path
 
 
-def _cpuinfo() -> list[str]:
+def _processor() -> str:
     path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _git(*arguments: str) -> str:

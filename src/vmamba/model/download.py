@@ -86,7 +86,7 @@ def download(
             raise DownloadError(f"{target} is damaged: {damage}; remove it to download it again from {url}")
     except _Interrupted as error:
         raise DownloadError(
-            f"cannot download {url}: {error} ({retries + 1} tries); check the connection and run this again"
+            f"cannot download {url}: {error} (tries: {retries + 1}); check the connection and run this again"
             f"{_kept(partial)}, or {by_hand}"
         ) from error
     except _Refused as error:
