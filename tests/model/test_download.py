@@ -44,6 +44,7 @@ class Server(ThreadingHTTPServer):
         self.sent = 0  # bytes of content
         self.failures: list[int] = []  # status codes to answer first, one per request
         self.drops: list[int] = []  # after how many bytes to drop the connection, one per request
+        self.stall = 0.0  # seconds to stay silent before the connection is closed
         self.ranges = True
         self.if_range = True
         self.validator = "ETag"
@@ -93,6 +94,7 @@ class Handler(BaseHTTPRequestHandler):
             body = body[: server.drops.pop(0)]
         server.sent += len(body)
         self.wfile.write(body)
+        threading.Event().wait(server.stall)
 
     def log_message(self, *arguments: object) -> None:
         """Silence."""
@@ -246,6 +248,12 @@ def test_not_resumed_where_versions_cannot_be_told_apart(server, content, tmp_pa
     assert [wanted for _, wanted in server.requests] == [None, None]
 
 
+def test_error_does_not_promise_what_cannot_be_resumed(server, content, tmp_path):
+    server.validator = ""
+    server.drops = [100_000]
+    assert "kept" not in failure(f"{server.url}/a.pth", directory=tmp_path, retries=0)
+
+
 def test_server_that_ignores_ranges(server, content, tmp_path):
     server.ranges = False
     server.drops = [100_000]
@@ -332,6 +340,12 @@ def test_silent_server(tmp_path, server):
         silent.listen()
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/a.pth"
         assert "timed out" in failure(url, directory=tmp_path, retries=1, timeout=0.05)
+
+
+def test_what_came_before_the_silence_is_kept(server, content, tmp_path):
+    server.drops, server.stall = [100_000], 0.4
+    assert "timed out" in failure(f"{server.url}/a.pth", directory=tmp_path, retries=0, timeout=0.1)
+    assert (tmp_path / "a.pth.partial").read_bytes() == content[:100_000]
 
 
 # Content
@@ -462,7 +476,8 @@ def test_progress_bar_is_on_stderr(server, content, tmp_path, capfd, monkeypatch
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("TTY_INTERACTIVE", "1")
     monkeypatch.setenv("COLUMNS", "120")
-    download(f"{server.url}/a.pth", directory=tmp_path, progress=wanted)
+    server.files["/{a}[b].pth"] = content
+    download(f"{server.url}/{{a}}[b].pth", directory=tmp_path, progress=wanted)
     out, err = capfd.readouterr()
     assert out == ""
-    assert ("a.pth" in err and "kB" in err) == wanted
+    assert ("{a}[b].pth" in err and "kB" in err) == wanted

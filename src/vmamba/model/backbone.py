@@ -202,8 +202,11 @@ class VMamba(nn.Module):
         """Replace the classifier by a fresh one of `num_classes` (0 for none), and the pooling where given."""
         self.config = dataclasses.replace(self.config, num_classes=num_classes)
         self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool, in_features=self.num_features, **get_device_dtype(self))
-        if isinstance(self.head.fc, nn.Linear):
+        pool = self.head.global_pool.pool_type if global_pool is None else global_pool
+        factory = get_device_dtype(self)
+        head = ClassifierHead(self.num_features, num_classes, pool_type=pool, drop_rate=self.drop_rate, **factory)
+        self.head = head.train(self.training)
+        if num_classes:
             trunc_normal_(self.head.fc.weight, std=0.02)
             nn.init.zeros_(self.head.fc.bias)
 

@@ -130,7 +130,7 @@ def _receive(url: str, partial: Path, report: _Report, timeout: float) -> None:
         first, total = _extent(response)
         if response.status == 416 and start and start == total:
             return  # everything had come already
-        if response.status == 206 and first == start and _version(response.headers) in ("", version):
+        if response.status == 206 and 0 < start == first and _version(response.headers) in ("", version):
             mode = "ab"
         elif response.status == 200:
             mode, start = "wb", 0
@@ -157,7 +157,7 @@ def _resume_point(partial: Path) -> tuple[int, str]:
     """Bytes that can be kept, and the version of the remote file that they belong to."""
     try:
         size, version = partial.stat().st_size, _version_file(partial).read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except OSError:
         return 0, ""
     return (size, version) if version else (0, "")
 
@@ -227,7 +227,7 @@ def _damage(path: Path, suffix: str, *, every_byte: bool) -> str:
             start = file.read(2)
         if start == b"PK":
             return _damage_of_zip(path, every_byte)
-        if start[:1] != b"\x80":  # a pickle, the format of PyTorch before 1.6: it has no checksums
+        if start[:1] != b"\x80":  # such is a pickle, the format before PyTorch 1.6, without checksums
             return f"it is not a PyTorch checkpoint, it begins with {start!r}"
     return ""
 
@@ -252,9 +252,10 @@ def _damage_of_zip(path: Path, every_byte: bool) -> str:
 @contextmanager
 def _progress_bar(name: str, wanted: bool) -> Iterator[_Report]:
     console = Console(stderr=True)
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    label = TextColumn("{task.description}", markup=False)
+    columns = (label, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     show = wanted and console.is_interactive
-    with Progress(TextColumn(name, markup=False), *columns, console=console, disable=not show) as bar:
+    with Progress(*columns, console=console, disable=not show) as bar:
         task = bar.add_task(name, total=None)
 
         def report(size: int, total: int | None) -> None:
@@ -296,7 +297,7 @@ else:
 
 
 def _kept(partial: Path) -> str:
-    size = os.path.getsize(partial) if os.path.isfile(partial) else 0
+    size, _ = _resume_point(partial)
     return f" (the {size} bytes in {partial} are kept and will be continued)" if size else ""
 
 
