@@ -1,0 +1,46 @@
+// Threads: the ones PyTorch has already.
+#pragma once
+
+#include <stdint.h>
+
+namespace vmamba {
+
+// Runs body(context) on `threads` threads, the calling one included, and waits for all of them.
+void run_team(int threads, void (*body)(void*), void* context);
+
+// Takes the OpenMP runtime that the shared library `user` (PyTorch's) is linked with. Returns whether it was found.
+bool adopt_openmp(const char* user);
+
+// Calls task(index, scratch) for every index, in any order and on any thread. `scratch` is aligned memory of
+// `scratch_bytes`, one for each thread; its contents are undefined.
+template <class Task>
+void for_each(int threads, int64_t count, int64_t scratch_bytes, const Task& task);
+
+// Aligned memory that lives as long as this object.
+class Memory {
+ public:
+  explicit Memory(int64_t bytes);
+  ~Memory();
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  void* data_;
+};
+
+// The part of for_each that does not depend on the task's type.
+void run_tasks(int threads, int64_t count, int64_t scratch_bytes, void (*call)(const void*, int64_t, void*),
+               const void* task);
+
+template <class Task>
+void for_each(int threads, int64_t count, int64_t scratch_bytes, const Task& task) {
+  run_tasks(
+      threads, count, scratch_bytes,
+      [](const void* t, int64_t index, void* scratch) { (*static_cast<const Task*>(t))(index, scratch); }, &task);
+}
+
+}  // namespace vmamba

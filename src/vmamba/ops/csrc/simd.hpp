@@ -1,0 +1,134 @@
+// Vectors of the width this file is compiled for, loads and stores that convert the storage type.
+//
+// Written with the vector extensions of GCC and Clang, so one source serves SSE2, AVX2, AVX-512 and NEON. Everything
+// that the kernels instantiate lives in an unnamed namespace: the same templates are compiled several times with
+// different flags, and the linker must never merge them.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#include "arguments.hpp"
+
+#ifndef VMAMBA_VECTOR_BYTES
+#error "VMAMBA_VECTOR_BYTES is set by the build"
+#endif
+
+namespace {
+
+using vmamba::bfloat16;
+using vmamba::float16;
+
+constexpr int kVectorBytes = VMAMBA_VECTOR_BYTES;
+
+typedef float f32v __attribute__((vector_size(kVectorBytes)));
+typedef double f64v __attribute__((vector_size(kVectorBytes)));
+typedef int32_t i32v __attribute__((vector_size(kVectorBytes)));
+typedef uint32_t u32v __attribute__((vector_size(kVectorBytes)));
+typedef uint16_t u16v __attribute__((vector_size(kVectorBytes / 2)));
+
+template <class T>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  using type = f32v;
+};
+template <>
+struct VectorOf<double> {
+  using type = f64v;
+};
+template <class T>
+using Vec = typename VectorOf<T>::type;
+
+template <class T>
+constexpr int kLanes = kVectorBytes / int(sizeof(T));
+
+#define VMAMBA_INLINE inline __attribute__((always_inline))
+
+template <class V, class T>
+VMAMBA_INLINE V splat(T value) {
+  return V{} + value;
+}
+
+// a * b + c in one statement, so that the compiler contracts it the same way everywhere.
+template <class V>
+VMAMBA_INLINE V fma(V a, V b, V c) {
+  return a * b + c;
+}
+
+// max and min that hand a NaN in `x` on.
+template <class V>
+VMAMBA_INLINE V at_least(V bound, V x) {
+  return bound > x ? bound : x;
+}
+template <class V>
+VMAMBA_INLINE V at_most(V bound, V x) {
+  return bound < x ? bound : x;
+}
+
+VMAMBA_INLINE f32v widen(u16v bits, bfloat16) {
+  return (f32v)(__builtin_convertvector(bits, u32v) << 16);
+}
+
+VMAMBA_INLINE f32v widen(u16v bits, float16) {
+  // Moving exponent and mantissa into place and scaling by 2^112 is exact, for subnormals too; an all-ones exponent
+  // (inf, NaN) is put right afterwards.
+  const u32v word = __builtin_convertvector(bits, u32v);
+  const u32v magnitude = (word & 0x7fffu) << 13;
+  const f32v scaled = (f32v)magnitude * 0x1p112f;
+  const u32v special = (u32v)(i32v)(magnitude >= (0x7c00u << 13)) & 0x7f800000u;
+  return (f32v)((u32v)scaled | special | ((word & 0x8000u) << 16));
+}
+
+// Vector loads of accumulation type T from storage type S.
+template <class T>
+VMAMBA_INLINE Vec<T> load(const T* from) {
+  Vec<T> v;
+  memcpy(&v, from, sizeof v);
+  return v;
+}
+
+template <class T, class S>
+VMAMBA_INLINE Vec<T> load_as(const S* from) {
+  if constexpr (sizeof(S) == 2) {
+    u16v bits;
+    memcpy(&bits, from, sizeof bits);
+    return widen(bits, S{});
+  } else {
+    return load(from);
+  }
+}
+
+template <class T>
+VMAMBA_INLINE void store(T* to, Vec<T> v) {
+  memcpy(to, &v, sizeof v);
+}
+
+// The first `valid` lanes only; the rest read as zero and are never written.
+template <class T, class S>
+VMAMBA_INLINE Vec<T> load_some(const S* from, int valid) {
+  if (valid >= kLanes<T>) return load_as<T>(from);
+  S lanes[kLanes<T>] = {};
+  for (int i = 0; i < valid; ++i) lanes[i] = from[i];
+  return load_as<T>(lanes);
+}
+
+template <class T>
+VMAMBA_INLINE void store_some(T* to, Vec<T> v, int valid) {
+  if (valid >= kLanes<T>) return store(to, v);
+  T lanes[kLanes<T>];
+  store(lanes, v);
+  for (int i = 0; i < valid; ++i) to[i] = lanes[i];
+}
+
+// Sum over the lanes by halving, the same tree on every machine of this width.
+template <class T>
+VMAMBA_INLINE T sum_lanes(Vec<T> v) {
+  T lanes[kLanes<T>];
+  store(lanes, v);
+  for (int half = kLanes<T> / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+
+}  // namespace
