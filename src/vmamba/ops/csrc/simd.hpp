@@ -8,6 +8,12 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__AVX512F__) || defined(__FMA__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 #include "arguments.hpp"
 
 #ifndef VMAMBA_VECTOR_BYTES
@@ -50,10 +56,22 @@ VMAMBA_INLINE V splat(T value) {
   return V{} + value;
 }
 
-// a * b + c in one statement, so that the compiler contracts it the same way everywhere.
+// a * b + c, rounded once where the instruction set can. The compiler is told not to contract anything else: a choice
+// of its own could differ between two instances of a kernel, and results would depend on how work is divided.
 template <class V>
 VMAMBA_INLINE V fma(V a, V b, V c) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(a[0]) == 4) return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+  return (V)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__FMA__)
+  if constexpr (sizeof(a[0]) == 4) return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+  return (V)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#elif defined(__aarch64__)
+  if constexpr (sizeof(a[0]) == 4) return (V)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+  return (V)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+#else
   return a * b + c;
+#endif
 }
 
 // max and min that hand a NaN in `x` on.

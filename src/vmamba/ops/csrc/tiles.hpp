@@ -17,33 +17,44 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// The parameters of one route for one block of channels, padded with zeros to the block's width w: a padding channel
-// has Δ = log 2, no input and no output.
-template <class T>
-struct BlockParameters {
-  T* weight;  // (R, w)
-  T* bias;    // (w)
-  T* rate;    // (N, w)  A / log 2, so that decay = 2^(Δ · rate)
-  T* skip;    // (w)
-
-  static int64_t size(int64_t width, int64_t rank, int64_t states) { return (rank + states + 2) * width; }
-
-  BlockParameters(T* at, int64_t width, int64_t rank, int64_t states)
-      : weight(at), bias(at + rank * width), rate(bias + width), skip(rate + states * width) {}
-
-  void fill(const T* weight_dr, const T* bias_d, const T* A_dn, const T* skip_d, int64_t valid, int64_t width,
-            int64_t rank, int64_t states) {
-    const T log2_e = T(1.4426950408889634);
-    for (int64_t r = 0; r < rank; ++r)
-      for (int64_t d = 0; d < width; ++d) weight[r * width + d] = d < valid ? weight_dr[d * rank + r] : T(0);
-    for (int64_t n = 0; n < states; ++n)
-      for (int64_t d = 0; d < width; ++d) rate[n * width + d] = d < valid ? A_dn[d * states + n] * log2_e : T(0);
-    for (int64_t d = 0; d < width; ++d) {
-      bias[d] = d < valid && bias_d ? bias_d[d] : T(0);
-      skip[d] = d < valid && skip_d ? skip_d[d] : T(0);
-    }
-  }
+// Calls body(group, at) for groups of vectors that make up `width` channels from channel `at` on.
+template <int M>
+struct Group {
+  static constexpr int vectors = M;
 };
+
+template <class T, class Body>
+VMAMBA_INLINE void for_groups(int64_t width, const Body& body) {
+  constexpr int lanes = kLanes<T>;
+  int64_t at = 0;
+  if constexpr (kVectorBytes == 64) {  // thirty-two registers
+    for (; at + 4 * lanes <= width; at += 4 * lanes) body(Group<4>{}, at);
+    for (; at + 3 * lanes <= width; at += 3 * lanes) body(Group<3>{}, at);
+  }
+  for (; at + 2 * lanes <= width; at += 2 * lanes) body(Group<2>{}, at);
+  for (; at < width; at += lanes) body(Group<1>{}, at);
+}
+
+// M vectors of a row of which `valid` channels exist, from storage type S; the rest reads as zero, is not written.
+template <class T, class S, int M>
+VMAMBA_INLINE void load_row(Vec<T> (&v)[M], const S* from, int64_t valid) {
+  constexpr int lanes = kLanes<T>;
+  if (valid >= M * lanes) {
+    for (int j = 0; j < M; ++j) v[j] = load_as<T>(from + j * lanes);
+  } else {
+    for (int j = 0; j < M; ++j) v[j] = load_some<T>(from + j * lanes, int(valid) - j * lanes);
+  }
+}
+
+template <class T, int M>
+VMAMBA_INLINE void store_row(T* to, const Vec<T> (&v)[M], int64_t valid) {
+  constexpr int lanes = kLanes<T>;
+  if (valid >= M * lanes) {
+    for (int j = 0; j < M; ++j) store(to + j * lanes, v[j]);
+  } else {
+    for (int j = 0; j < M; ++j) store_some(to + j * lanes, v[j], int(valid) - j * lanes);
+  }
+}
 
 // A route as a map from time to token: the only form in which routes exist here.
 struct Walk {
@@ -58,6 +69,7 @@ struct Walk {
   }
   // Tokens of a tile: segments are cut evenly.
   int64_t tile() const { return ceil_div(segment(), ceil_div(segment(), kTile)); }
+  int64_t tiles_of_segment() const { return ceil_div(segment(), tile()); }
 
   // Image-order tokens visited at the times first … first + count - 1.
   void tokens(int64_t first, int64_t count, int64_t* out) const {
@@ -83,7 +95,12 @@ struct Walk {
 };
 
 // Rows of `dbc` (low rank, b, c) for the tokens of a tile, as pointers to the accumulation type. Half-precision rows
-// are widened into `buffer`.
+// are widened into `buffer`, kTile rows of row_buffer_stride.
+template <class T>
+inline int64_t row_buffer_stride(int64_t size) {
+  return round_up(size, kLanes<T>);
+}
+
 template <class T, class S>
 inline void tile_rows(const S* dbc, int64_t stride, int64_t size, const int64_t* tokens, int64_t count, T* buffer,
                       const T** rows) {
@@ -92,7 +109,7 @@ inline void tile_rows(const S* dbc, int64_t stride, int64_t size, const int64_t*
     if constexpr (sizeof(S) == sizeof(T)) {
       rows[t] = row;
     } else {
-      T* wide = buffer + t * round_up(size, kLanes<T>);
+      T* wide = buffer + t * row_buffer_stride<T>(size);
       for (int64_t i = 0; i < size; i += kLanes<T>)
         store(wide + i, load_some<T>(row + i, int(smaller(size - i, kLanes<T>))));
       rows[t] = wide;
