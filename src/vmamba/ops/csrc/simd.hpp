@@ -8,6 +8,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <type_traits>
+
 #if defined(__AVX512F__) || defined(__FMA__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
@@ -53,7 +55,8 @@ constexpr int kLanes = kVectorBytes / int(sizeof(T));
 
 template <class V, class T>
 VMAMBA_INLINE V splat(T value) {
-  return V{} + value;
+  using Element = std::remove_reference_t<decltype(V{}[0])>;
+  return Element(value) - V{};  // x - 0 is x for every x, so only the broadcast is left
 }
 
 // a * b + c, rounded once where the instruction set can. The compiler is told not to contract anything else: a choice
