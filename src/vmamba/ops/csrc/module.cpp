@@ -1,75 +1,133 @@
-// Python bindings. Tensors come as addresses: the extension knows nothing of PyTorch.
+// Python bindings. Tensors come as addresses of contiguous memory and sizes: the extension knows nothing of PyTorch, so
+// it works with any version. `vmamba.ops.native` checks what it passes.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
-#include <nanobind/stl/tuple.h>
 
+#include <stdexcept>
 #include <string>
-#include <tuple>
 #include <vector>
 
-#include "arguments.hpp"
+#include "dispatch.hpp"
 #include "parallel.hpp"
 
 namespace nb = nanobind;
-
-namespace vmamba {
-extern const Kernels baseline;
-#ifdef VMAMBA_X86
-extern const Kernels avx2, avx512;
-#endif
-}
+using namespace vmamba;
+using Addresses = std::vector<uintptr_t>;
+using Sizes = std::vector<int64_t>;
 
 namespace {
-using namespace vmamba;
 
-std::vector<std::string> instruction_sets() {
-  std::vector<std::string> names;
-#ifdef VMAMBA_X86
-  __builtin_cpu_init();
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    names.push_back("avx512");
-  if (has_avx2) names.push_back("avx2");
-#endif
-  names.push_back("baseline");
-  return names;
-}
+void* pointer(const Addresses& addresses, size_t i) { return reinterpret_cast<void*>(addresses.at(i)); }
 
-const Kernels& kernels(const std::string& name) {
-#ifdef VMAMBA_X86
-  if (name == "avx512") return avx512;
-  if (name == "avx2") return avx2;
-#endif
-  return baseline;
-}
-
-ImageScan scan(int storage, int threads, std::vector<std::tuple<bool, bool, bool>> routes, std::vector<int64_t> sizes, std::vector<uintptr_t> in) {
+// Each route is a sum of 1 (columns), 2 (backward) and 4 (per line).
+ImageScan image_scan(int storage, int threads, const std::vector<int>& routes, const Sizes& sizes,
+                     const Addresses& in) {
+  if (routes.size() > kMaxRoutes) throw std::invalid_argument("too many routes");
   ImageScan s{};
-  s.x = (void*)in[0]; s.dbc = (void*)in[1]; s.weight = (void*)in[2]; s.A = (void*)in[3]; s.D = (void*)in[4]; s.bias = (void*)in[5];
-  s.batch = sizes[0]; s.height = sizes[1]; s.width = sizes[2]; s.channels = sizes[3]; s.rank = sizes[4]; s.states = sizes[5];
-  s.routes = routes.size();
-  for (size_t i = 0; i < routes.size(); ++i) s.route[i] = Route{std::get<0>(routes[i]), std::get<1>(routes[i]), std::get<2>(routes[i])};
-  s.storage = Storage(storage); s.threads = threads;
+  s.x = pointer(in, 0);
+  s.dbc = pointer(in, 1);
+  s.weight = pointer(in, 2);
+  s.A = pointer(in, 3);
+  s.D = pointer(in, 4);
+  s.bias = pointer(in, 5);
+  s.batch = sizes.at(0);
+  s.height = sizes.at(1);
+  s.width = sizes.at(2);
+  s.channels = sizes.at(3);
+  s.rank = sizes.at(4);
+  s.states = sizes.at(5);
+  for (const int bits : routes) s.route[s.routes++] = {(bits & 1) != 0, (bits & 2) != 0, (bits & 4) != 0};
+  s.storage = Storage(storage);
+  s.threads = threads;
   return s;
 }
-void ss2d_backward(const std::string& isa, int storage, int threads, std::vector<std::tuple<bool, bool, bool>> routes, std::vector<int64_t> sizes, std::vector<uintptr_t> in, std::vector<uintptr_t> g) {
-  ImageScan s = scan(storage, threads, routes, sizes, in);
-  ImageGradients gr{(void*)g[0], (void*)g[1], (void*)g[2], (void*)g[3], (void*)g[4], (void*)g[5], (void*)g[6]};
-  nb::gil_scoped_release nogil;
-  kernels(isa).image_backward(s, gr);
-}
-void ss2d_forward(const std::string& isa, int storage, int threads, std::vector<std::tuple<bool, bool, bool>> routes, std::vector<int64_t> sizes, std::vector<uintptr_t> in, uintptr_t y) {
-  ImageScan s = scan(storage, threads, routes, sizes, in);
-  nb::gil_scoped_release nogil;
-  kernels(isa).image_forward(s, (void*)y);
-}
+
+SequenceScan sequence_scan(int storage, int threads, bool softplus, const Sizes& sizes, const Addresses& in) {
+  SequenceScan s{};
+  s.u = pointer(in, 0);
+  s.delta = pointer(in, 1);
+  s.A = pointer(in, 2);
+  s.b = pointer(in, 3);
+  s.c = pointer(in, 4);
+  s.D = pointer(in, 5);
+  s.bias = pointer(in, 6);
+  s.batch = sizes.at(0);
+  s.channels = sizes.at(1);
+  s.length = sizes.at(2);
+  s.states = sizes.at(3);
+  s.groups = sizes.at(4);
+  s.softplus = softplus;
+  s.storage = Storage(storage);
+  s.threads = threads;
+  return s;
 }
 
+}  // namespace
+
 NB_MODULE(_native, m) {
-  m.def("instruction_sets", &instruction_sets);
-  m.def("adopt_openmp", [](const std::string& p) { return adopt_openmp(p.c_str()); });
-  m.def("ss2d_forward", &ss2d_forward);
-  m.def("ss2d_backward", &ss2d_backward);
+  m.doc() = "CPU kernels of the scans; use vmamba.ops.";
+  m.def("instruction_sets", &instruction_sets, "Instruction sets this processor runs, the best first.");
+  m.def("adopt_openmp", [](const std::string& library) { return adopt_openmp(library.c_str()); }, nb::arg("library"),
+        "Run on the threads of the OpenMP runtime that a loaded library is linked with; False if there is none.");
+  m.def(
+      "ss2d_scan",
+      [](const std::string& isa, int storage, int threads, const std::vector<int>& routes, const Sizes& sizes,
+         const Addresses& in, uintptr_t y) {
+        const ImageScan s = image_scan(storage, threads, routes, sizes, in);
+        const Kernels& kernels = kernels_for(isa);
+        nb::gil_scoped_release release;
+        kernels.image_forward(s, reinterpret_cast<void*>(y));
+      },
+      nb::arg("isa"), nb::arg("storage"), nb::arg("threads"), nb::arg("routes"), nb::arg("sizes"), nb::arg("inputs"),
+      nb::arg("y"));
+  m.def(
+      "ss2d_scan_backward",
+      [](const std::string& isa, int storage, int threads, const std::vector<int>& routes, const Sizes& sizes,
+         const Addresses& in, uintptr_t dy, const Addresses& out) {
+        const ImageScan s = image_scan(storage, threads, routes, sizes, in);
+        const ImageGradients g{reinterpret_cast<const void*>(dy),
+                               pointer(out, 0),
+                               pointer(out, 1),
+                               pointer(out, 2),
+                               pointer(out, 3),
+                               pointer(out, 4),
+                               pointer(out, 5)};
+        const Kernels& kernels = kernels_for(isa);
+        nb::gil_scoped_release release;
+        kernels.image_backward(s, g);
+      },
+      nb::arg("isa"), nb::arg("storage"), nb::arg("threads"), nb::arg("routes"), nb::arg("sizes"), nb::arg("inputs"),
+      nb::arg("dy"), nb::arg("gradients"));
+  m.def(
+      "selective_scan",
+      [](const std::string& isa, int storage, int threads, bool softplus, const Sizes& sizes, const Addresses& in,
+         uintptr_t y, uintptr_t last) {
+        const SequenceScan s = sequence_scan(storage, threads, softplus, sizes, in);
+        const Kernels& kernels = kernels_for(isa);
+        nb::gil_scoped_release release;
+        kernels.sequence_forward(s, reinterpret_cast<void*>(y), reinterpret_cast<void*>(last));
+      },
+      nb::arg("isa"), nb::arg("storage"), nb::arg("threads"), nb::arg("softplus"), nb::arg("sizes"),
+      nb::arg("inputs"), nb::arg("y"), nb::arg("last"));
+  m.def(
+      "selective_scan_backward",
+      [](const std::string& isa, int storage, int threads, bool softplus, const Sizes& sizes, const Addresses& in,
+         uintptr_t dy, uintptr_t dlast, const Addresses& out) {
+        const SequenceScan s = sequence_scan(storage, threads, softplus, sizes, in);
+        const SequenceGradients g{reinterpret_cast<const void*>(dy),
+                                  reinterpret_cast<const void*>(dlast),
+                                  pointer(out, 0),
+                                  pointer(out, 1),
+                                  pointer(out, 2),
+                                  pointer(out, 3),
+                                  pointer(out, 4),
+                                  pointer(out, 5),
+                                  pointer(out, 6)};
+        const Kernels& kernels = kernels_for(isa);
+        nb::gil_scoped_release release;
+        kernels.sequence_backward(s, g);
+      },
+      nb::arg("isa"), nb::arg("storage"), nb::arg("threads"), nb::arg("softplus"), nb::arg("sizes"),
+      nb::arg("inputs"), nb::arg("dy"), nb::arg("dlast"), nb::arg("gradients"));
 }
