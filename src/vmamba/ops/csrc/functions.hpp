@@ -40,7 +40,14 @@ VMAMBA_INLINE void exp_minus_abs(f32v (&z)[M]) {
   f32v rounded[M], p[M];
   for (int j = 0; j < M; ++j) z[j] = at_least(splat<f32v>(-86.0f), (f32v)((u32v)z[j] | 0x80000000u));
   for (int j = 0; j < M; ++j) rounded[j] = fma(z[j], splat<f32v>(0x1.715476p0f), splat<f32v>(kRound));
-  for (int j = 0; j < M; ++j) z[j] = fma(rounded[j] - kRound, splat<f32v>(-0x1.62e430p-1f), z[j]);
+  for (int j = 0; j < M; ++j) {
+    const f32v power = rounded[j] - kRound;
+    if constexpr (kFused) {
+      z[j] = fma(power, splat<f32v>(-0x1.62e430p-1f), z[j]);
+    } else {  // log 2 in two parts, of which the first is short enough for an exact product
+      z[j] = (z[j] - power * 0x1.62e4p-1f) - power * 0x1.7f7d1cp-20f;
+    }
+  }
   for (int j = 0; j < M; ++j) p[j] = fma(z[j], splat<f32v>(0x1.6a24a2p-10f), splat<f32v>(0x1.123a7ep-7f));
   for (int j = 0; j < M; ++j) p[j] = fma(p[j], z[j], splat<f32v>(0x1.5558f4p-5f));
   for (int j = 0; j < M; ++j) p[j] = fma(p[j], z[j], splat<f32v>(0x1.555490p-3f));

@@ -70,6 +70,7 @@ NB_MODULE(_native, m) {
   m.def("instruction_sets", &instruction_sets, "Instruction sets this processor runs, the best first.");
   m.def("adopt_openmp", [](const std::string& library) { return adopt_openmp(library.c_str()); }, nb::arg("library"),
         "Run on the threads of the OpenMP runtime that a loaded library is linked with; False if there is none.");
+  m.def("poison_memory", &poison_memory, nb::arg("on"), "For tests: working memory starts as NaN.");
   m.def(
       "ss2d_scan",
       [](const std::string& isa, int storage, int threads, const std::vector<int>& routes, const Sizes& sizes,

@@ -1,7 +1,7 @@
 #include "parallel.hpp"
 
 #include <atomic>
-#include <cstdlib>
+#include <cstring>
 #include <new>
 #include <thread>
 #include <vector>
@@ -15,6 +15,7 @@ namespace {
 
 using ParallelFn = void (*)(void (*)(void*), void*, unsigned, unsigned);
 ParallelFn openmp_parallel = nullptr;
+bool poison = false;
 
 }  // namespace
 
@@ -42,10 +43,13 @@ void run_team(int threads, void (*body)(void*), void* context) {
   for (auto& other : others) other.join();
 }
 
+void poison_memory(bool on) { poison = on; }
+
 Memory::Memory(int64_t bytes) : data_(nullptr) {
   constexpr std::size_t line = 64;
   const std::size_t size = (std::size_t(bytes < 1 ? 1 : bytes) + line - 1) / line * line;
   data_ = ::operator new(size, std::align_val_t(line));
+  if (poison) std::memset(data_, 0xff, size);
 }
 
 Memory::~Memory() { ::operator delete(data_, std::align_val_t(64)); }

@@ -11,10 +11,9 @@ void run_team(int threads, void (*body)(void*), void* context);
 // Takes the OpenMP runtime that the shared library `user` (PyTorch's) is linked with. Returns whether it was found.
 bool adopt_openmp(const char* user);
 
-// Calls task(index, scratch) for every index, in any order and on any thread. `scratch` is aligned memory of
-// `scratch_bytes`, one for each thread; its contents are undefined.
-template <class Task>
-void for_each(int threads, int64_t count, int64_t scratch_bytes, const Task& task);
+// Fill all memory that the kernels take with NaN before they use it. For tests: what is read before it was written then
+// shows in the results.
+void poison_memory(bool on);
 
 // Aligned memory that lives as long as this object.
 class Memory {
@@ -36,6 +35,8 @@ class Memory {
 void run_tasks(int threads, int64_t count, int64_t scratch_bytes, void (*call)(const void*, int64_t, void*),
                const void* task);
 
+// Calls task(index, scratch) for every index, in any order and on any thread. `scratch` is aligned memory of
+// `scratch_bytes`, one for each thread; its contents are undefined.
 template <class Task>
 void for_each(int threads, int64_t count, int64_t scratch_bytes, const Task& task) {
   run_tasks(

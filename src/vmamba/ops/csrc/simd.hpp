@@ -59,6 +59,12 @@ VMAMBA_INLINE V splat(T value) {
   return Element(value) - V{};  // x - 0 is x for every x, so only the broadcast is left
 }
 
+#if defined(__AVX512F__) || defined(__FMA__) || defined(__aarch64__)
+constexpr bool kFused = true;
+#else
+constexpr bool kFused = false;
+#endif
+
 // a * b + c, rounded once where the instruction set can. The compiler is told not to contract anything else: a choice
 // of its own could differ between two instances of a kernel, and results would depend on how work is divided.
 template <class V>
