@@ -172,7 +172,8 @@ void image_backward(const ImageScan& s, const ImageGradients& g) {
 
   for (int64_t from = 0; from < s.batch; from += group) {
     const int64_t images = smaller(group, s.batch - from);
-    vmamba::for_each(s.threads, images * blocks, scratch_bytes, [&](int64_t index, void* memory) {
+    const int64_t work = 3 * s.tokens() * s.routes * width * s.states;
+    vmamba::for_each(s.threads, images * blocks, work, scratch_bytes, [&](int64_t index, void* memory) {
       const int64_t image = from + index / blocks, block = index % blocks, first = block * width;
       const BackwardScratch<T> scratch(static_cast<T*>(memory), s, width, tiles);
       const int64_t pixels = image * s.tokens() * s.channels + first;
@@ -199,7 +200,7 @@ void image_backward(const ImageScan& s, const ImageGradients& g) {
     if (blocks > 1) {
       constexpr int64_t kPiece = 4096;
       const int64_t pieces = ceil_div(map, kPiece);
-      vmamba::for_each(s.threads, images * pieces, 0, [&](int64_t index, void*) {
+      vmamba::for_each(s.threads, images * pieces, kPiece / 8, 0, [&](int64_t index, void*) {
         const int64_t image = index / pieces, at = index % pieces * kPiece, count = smaller(kPiece, map - at);
         T* to = static_cast<T*>(g.ddbc) + (from + image) * map + at;
         const T* part = parts.as<T>() + image * blocks * map + at;
@@ -208,7 +209,7 @@ void image_backward(const ImageScan& s, const ImageGradients& g) {
           for (int64_t i = 0; i < count; ++i) to[i] += part[block * map + i];
       });
     }
-    vmamba::for_each(s.threads, blocks, 0, [&](int64_t block, void*) {
+    vmamba::for_each(s.threads, blocks, sums.size() / 8, 0, [&](int64_t block, void*) {
       T* total = totals.as<T>() + block * sums.size();
       for (int64_t image = 0; image < images; ++image) {
         const T* share = shares.as<T>() + (image * blocks + block) * sums.size();
@@ -217,7 +218,7 @@ void image_backward(const ImageScan& s, const ImageGradients& g) {
     });
   }
 
-  vmamba::for_each(s.threads, blocks, 0, [&](int64_t block, void*) {
+  vmamba::for_each(s.threads, blocks, sums.size() / 8, 0, [&](int64_t block, void*) {
     const int64_t first = block * width, valid = smaller(width, s.channels - first);
     T* total = totals.as<T>() + block * sums.size();
     for (int64_t k = 0; k < s.routes; ++k)

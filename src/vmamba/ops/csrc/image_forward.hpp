@@ -29,7 +29,8 @@ void image_forward(const ImageScan& s, T* y) {
 
   const int64_t row_buffer = row_buffer_stride<T>(s.row()) * kTile;
   const int64_t scratch = (kTile * width + s.states * width + row_buffer) * int64_t(sizeof(T));
-  vmamba::for_each(s.threads, s.batch * blocks, scratch, [&](int64_t index, void* memory) {
+  const int64_t work = s.tokens() * s.routes * width * s.states;
+  vmamba::for_each(s.threads, s.batch * blocks, work, scratch, [&](int64_t index, void* memory) {
     const int64_t image = index / blocks, block = index % blocks, first = block * width;
     T* step = static_cast<T*>(memory);
     T* state = step + kTile * width;

@@ -36,11 +36,14 @@ void run_tasks(int threads, int64_t count, int64_t scratch_bytes, void (*call)(c
                const void* task);
 
 // Calls task(index, scratch) for every index, in any order and on any thread. `scratch` is aligned memory of
-// `scratch_bytes`, one for each thread; its contents are undefined.
+// `scratch_bytes`, one for each thread; its contents are undefined. `work` is about how many elements a task passes
+// through; where there is little to do, fewer threads are woken.
 template <class Task>
-void for_each(int threads, int64_t count, int64_t scratch_bytes, const Task& task) {
+void for_each(int threads, int64_t count, int64_t work, int64_t scratch_bytes, const Task& task) {
+  constexpr int64_t kGrain = 8192;  // elements a thread must have to be worth waking: some ten microseconds
+  const int64_t useful = 1 + count * work / kGrain;
   run_tasks(
-      threads, count, scratch_bytes,
+      useful < threads ? int(useful) : threads, count, scratch_bytes,
       [](const void* t, int64_t index, void* scratch) { (*static_cast<const Task*>(t))(index, scratch); }, &task);
 }
 

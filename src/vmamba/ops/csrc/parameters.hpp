@@ -68,7 +68,7 @@ class ImageParameters {
         memory_((ceil_div(s.channels, width) * (s.routes * size_ + width)) * int64_t(sizeof(T))) {
     const int64_t blocks = ceil_div(s.channels, width);
     skips_ = memory_.template as<T>() + blocks * s.routes * size_;
-    vmamba::for_each(s.threads, blocks, 0, [&](int64_t block, void*) {
+    vmamba::for_each(s.threads, blocks, s.routes * size_ / 8, 0, [&](int64_t block, void*) {
       const int64_t first = block * width;
       T* skip = skips_ + block * width;
       for (int64_t d = 0; d < width; ++d) skip[d] = 0;

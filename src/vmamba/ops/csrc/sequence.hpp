@@ -135,7 +135,7 @@ template <class T, class S>
 void sequence_forward(const SequenceScan& s, T* y, T* last) {
   const SequenceBlocks blocks(s, smaller(kMaxBlock, round_up(s.channels / s.groups, kUnit)));
   const int64_t bytes = SequenceScratch<T>(nullptr, s, blocks.width, false).elements * int64_t(sizeof(T));
-  vmamba::for_each(s.threads, s.batch * blocks.count, bytes, [&](int64_t index, void* memory) {
+  vmamba::for_each(s.threads, s.batch * blocks.count, s.length * blocks.width * s.states, bytes, [&](int64_t index, void* memory) {
     const SequenceScratch<T> scratch(static_cast<T*>(memory), s, blocks.width, false);
     SequenceTask<T, S> task(s, blocks, index, scratch);
     const int64_t channel = index / blocks.count * s.channels + task.first, width = blocks.width;
@@ -161,7 +161,7 @@ void sequence_backward(const SequenceScan& s, const SequenceGradients& g) {
   const int64_t share_size = (s.states + 2) * width;
   const vmamba::Memory shares(s.batch * blocks.count * share_size * int64_t(sizeof(T)));
 
-  vmamba::for_each(s.threads, s.batch * blocks.count, bytes, [&](int64_t index, void* memory) {
+  vmamba::for_each(s.threads, s.batch * blocks.count, 3 * s.length * width * s.states, bytes, [&](int64_t index, void* memory) {
     const SequenceScratch<T> scratch(static_cast<T*>(memory), s, width, true);
     SequenceTask<T, S> task(s, blocks, index, scratch);
     const int64_t channel = index / blocks.count * s.channels + task.first, state_size = s.states * width;
@@ -200,7 +200,7 @@ void sequence_backward(const SequenceScan& s, const SequenceGradients& g) {
     }
   });
 
-  vmamba::for_each(s.threads, s.batch * s.groups, 0, [&](int64_t index, void*) {
+  vmamba::for_each(s.threads, s.batch * s.groups, map * blocks.per_group / 4, 0, [&](int64_t index, void*) {
     const T* part = parts.as<T>() + index * blocks.per_group * 2 * map;
     T *db = static_cast<T*>(g.db) + index * map, *dc = static_cast<T*>(g.dc) + index * map;
     for (int64_t i = 0; i < map; ++i) {
@@ -213,7 +213,7 @@ void sequence_backward(const SequenceScan& s, const SequenceGradients& g) {
       dc[i] = c;
     }
   });
-  vmamba::for_each(s.threads, blocks.count, 0, [&](int64_t block, void*) {
+  vmamba::for_each(s.threads, blocks.count, s.batch * share_size / 8, 0, [&](int64_t block, void*) {
     T* total = shares.as<T>() + block * share_size;
     for (int64_t sequence = 1; sequence < s.batch; ++sequence)
       for (int64_t i = 0; i < share_size; ++i) total[i] += total[sequence * blocks.count * share_size + i];
