@@ -295,6 +295,23 @@ def test_threads_do_not_change_results(channels: int) -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("states", [1, 3])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_more_threads_than_blocks(pattern: str, states: int) -> None:
+    operands = image_operands((40, 37), pattern=pattern, batch=1, channels=21, states=states)
+    expected = native.ss2d_scan(*(t.double() for t in operands), pattern)
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3, 5, 8):
+            torch.set_num_threads(threads)
+            results.append(native.ss2d_scan(*operands, pattern))
+    finally:
+        torch.set_num_threads(before)
+    assert_close("y", results[:1], [expected], 1e-6)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
 def test_runs_on_the_threads_of_pytorch() -> None:
     assert native.SHARES_THREADS or not torch.backends.openmp.is_available()
 

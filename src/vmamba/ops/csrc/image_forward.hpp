@@ -1,6 +1,7 @@
 // y = Σ_k scan_k(x): every task is one image and one block of channels, through all routes.
 #pragma once
 
+#include "image_chain.hpp"
 #include "matmul.hpp"
 #include "parameters.hpp"
 #include "scan_tile.hpp"
@@ -24,6 +25,8 @@ inline int64_t forward_block(const ImageScan& s) {
 
 template <class T, class S>
 void image_forward(const ImageScan& s, T* y) {
+  // More threads than blocks: they share the blocks.
+  if (s.batch * ceil_div(s.channels, kUnit) < s.threads) return image_forward_chained<T, S>(s, y);
   const int64_t width = forward_block(s), blocks = ceil_div(s.channels, width);
   const ImageParameters<T> parameters(s, width, false);
 

@@ -43,6 +43,13 @@ void run_team(int threads, void (*body)(void*), void* context) {
   for (auto& other : others) other.join();
 }
 
+void wait_for(const int64_t* counter, int64_t value) {
+  for (int turns = 0; __atomic_load_n(counter, __ATOMIC_ACQUIRE) != value; ++turns)
+    if (turns > 1000) std::this_thread::yield();  // the other thread may be waiting for this processor
+}
+
+void announce(int64_t* counter, int64_t value) { __atomic_store_n(counter, value, __ATOMIC_RELEASE); }
+
 void poison_memory(bool on) { poison = on; }
 
 Memory::Memory(int64_t bytes) : data_(nullptr) {

@@ -11,6 +11,10 @@ void run_team(int threads, void (*body)(void*), void* context);
 // Takes the OpenMP runtime that the shared library `user` (PyTorch's) is linked with. Returns whether it was found.
 bool adopt_openmp(const char* user);
 
+// Tasks of one for_each may wait for tasks of smaller index, which then run already.
+void wait_for(const int64_t* counter, int64_t value);
+void announce(int64_t* counter, int64_t value);
+
 // Fill all memory that the kernels take with NaN before they use it. For tests: what is read before it was written then
 // shows in the results.
 void poison_memory(bool on);
