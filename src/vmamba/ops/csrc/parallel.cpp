@@ -20,6 +20,7 @@ bool poison = false;
 }  // namespace
 
 bool adopt_openmp(const char* user) {
+  openmp_parallel = nullptr;
 #if defined(__unix__) || defined(__APPLE__)
   // GOMP_parallel is what compilers emit for `#pragma omp parallel`; LLVM's and Intel's runtimes export it too. Looking
   // it up through PyTorch's own library finds PyTorch's runtime, whatever its file is called and whichever other
