@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol, cast
 
 import torch
@@ -68,8 +69,9 @@ class Choice:
         return cast(Implementation, importlib.import_module(f"vmamba.ops.{self.name}"))
 
 
-#: Every backend and what it is, the automatic choice first.
+#: Every backend and what it is, the fastest first.
 BACKENDS = {
+    "native": "C++ kernels for the CPU",
     "chunked": "portable PyTorch, any device",
     "reference": "the definition, a loop over the tokens; slow",
 }
@@ -79,11 +81,26 @@ _forced: str | None = None
 _decomposed = False
 
 
+@cache
+def unavailable(name: str) -> str | None:
+    """Why a backend cannot run in this process; None if it can."""
+    try:
+        Choice(name, "").load()
+    except ImportError as error:
+        return str(error)
+    return None
+
+
 def select(device: torch.device) -> Choice:
     """The backend that answers for tensors on `device`, and why."""
     if _forced is not None:
         return Choice(_forced, "asked for with use_backend")
-    return Choice("chunked", f"runs everywhere; nothing faster is available for {device.type}")
+    if device.type != "cpu":
+        return Choice("chunked", f"runs everywhere; nothing faster is available for {device.type}")
+    problem = unavailable("native")
+    if problem is None:
+        return Choice("native", "the fastest on a CPU")
+    return Choice("chunked", f"runs everywhere; {problem}")
 
 
 @contextmanager
@@ -95,10 +112,13 @@ def use_backend(name: str) -> Iterator[None]:
 
     Raises:
         ValueError: If there is no such backend.
+        RuntimeError: If it cannot run here.
     """
     global _forced
     if name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}; choose one of {', '.join(BACKENDS)}")
+    if (problem := unavailable(name)) is not None:
+        raise RuntimeError(f"backend {name!r} is unavailable: {problem}")
     before, _forced = _forced, name
     try:
         yield

@@ -1,0 +1,91 @@
+// What the bindings hand to the kernels: plain pointers and sizes, no types of PyTorch.
+#pragma once
+
+#include <stdint.h>
+
+namespace vmamba {
+
+// Storage of activations. The bits only: the kernels convert.
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
+
+enum class Storage : int { kFloat32, kFloat64, kBFloat16, kFloat16 };
+
+// One way through the grid, as `vmamba.ops.routes.Route`.
+struct Route {
+  bool columns;
+  bool backward;
+  bool per_line;
+};
+
+constexpr int kMaxRoutes = 8;
+
+// Operands of `ss2d_scan`. Activations have the storage type, parameters and results the accumulation type
+// (double for kFloat64, else float).
+struct ImageScan {
+  const void* x;       // (B, H, W, D)
+  const void* dbc;     // (B, H, W, K, R + 2N)
+  const void* weight;  // (K, D, R)
+  const void* A;       // (K, D, N)
+  const void* D;       // (K, D)
+  const void* bias;    // (K, D)
+  int64_t batch, height, width, channels, rank, states;
+  int routes;
+  Route route[kMaxRoutes];
+  Storage storage;
+  int threads;
+
+  int64_t tokens() const { return height * width; }
+  int64_t row() const { return rank + 2 * states; }
+};
+
+struct ImageGradients {
+  const void* dy;  // (B, H, W, D), storage type
+  void* dx;        // (B, H, W, D)
+  void* ddbc;      // (B, H, W, K, R + 2N)
+  void* dweight;   // (K, D, R)
+  void* dA;        // (K, D, N)
+  void* dD;        // (K, D)
+  void* dbias;     // (K, D)
+};
+
+// Operands of `selective_scan`; D and bias may be null.
+struct SequenceScan {
+  const void* u;      // (B, D, L)
+  const void* delta;  // (B, D, L)
+  const void* A;      // (D, N)
+  const void* b;      // (B, G, N, L)
+  const void* c;      // (B, G, N, L)
+  const void* D;      // (D)
+  const void* bias;   // (D)
+  int64_t batch, channels, length, states, groups;
+  bool softplus;
+  Storage storage;
+  int threads;
+};
+
+struct SequenceGradients {
+  const void* dy;     // (B, D, L), storage type
+  const void* dlast;  // (B, D, N)
+  void* du;           // (B, D, L)
+  void* ddelta;       // (B, D, L)
+  void* dA;           // (D, N)
+  void* db;           // (B, G, N, L)
+  void* dc;           // (B, G, N, L)
+  void* dD;           // (D)
+  void* dbias;        // (D)
+};
+
+// The entry points of one instruction set.
+struct Kernels {
+  void (*image_forward)(const ImageScan&, void* y);
+  void (*image_backward)(const ImageScan&, const ImageGradients&);
+  void (*sequence_forward)(const SequenceScan&, void* y, void* last);
+  void (*sequence_backward)(const SequenceScan&, const SequenceGradients&);
+};
+
+}  // namespace vmamba

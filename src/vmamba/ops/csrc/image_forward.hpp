@@ -1,0 +1,83 @@
+// y = Σ_k scan_k(x): every task is one image and one block of channels, through all routes.
+#pragma once
+
+#include "image_chain.hpp"
+#include "matmul.hpp"
+#include "parameters.hpp"
+#include "scan_tile.hpp"
+
+namespace {
+
+// The widest block that still gives every thread as much to do as the others. Channels do not meet in the forward
+// pass, so this choice does not show in the result.
+inline int64_t forward_block(const ImageScan& s) {
+  int64_t best = kUnit, best_cost = -1;
+  for (int64_t width = kUnit; width <= kMaxBlock; width += kUnit) {
+    const int64_t rounds = ceil_div(s.batch * ceil_div(s.channels, width), s.threads);
+    const int64_t cost = rounds * (width + 4);  // 4: what a token costs a block whatever its width
+    if (best_cost < 0 || cost <= best_cost) {
+      best = width;
+      best_cost = cost;
+    }
+  }
+  return best;
+}
+
+template <class T, class S>
+void image_forward(const ImageScan& s, T* y) {
+  // More threads than blocks: they share the blocks.
+  if (s.batch * ceil_div(s.channels, kUnit) < s.threads) return image_forward_chained<T, S>(s, y);
+  const int64_t width = forward_block(s), blocks = ceil_div(s.channels, width);
+  const ImageParameters<T> parameters(s, width, false);
+
+  const int64_t row_buffer = row_buffer_stride<T>(s.row()) * kTile;
+  const int64_t scratch = (kTile * width + s.states * width + row_buffer) * int64_t(sizeof(T));
+  const int64_t work = s.tokens() * s.routes * width * s.states;
+  vmamba::for_each(s.threads, s.batch * blocks, work, scratch, [&](int64_t index, void* memory) {
+    const int64_t image = index / blocks, block = index % blocks, first = block * width;
+    T* step = static_cast<T*>(memory);
+    T* state = step + kTile * width;
+    T* buffer = state + s.states * width;
+    int64_t tokens[kTile], offset[kTile];
+    const T *rows[kTile], *state_rows[kTile];
+
+    for (int64_t k = 0; k < s.routes; ++k) {
+      const BlockParameters<T> p = parameters(block, k);
+      const S* dbc = static_cast<const S*>(s.dbc) + (image * s.tokens() * s.routes + k) * s.row();
+      const Walk walk{s.route[k], s.height, s.width};
+      const int64_t segment = walk.segment(), length = walk.tile();
+      ScanTile<T, S> tile;
+      tile.width = width;
+      tile.states = s.states;
+      tile.valid = s.channels - first;
+      tile.softplus = true;
+      tile.rows = state_rows;
+      tile.x = static_cast<const S*>(s.x) + image * s.tokens() * s.channels + first;
+      tile.y = y + image * s.tokens() * s.channels + first;
+      tile.offset = offset;
+      tile.step = step;
+      tile.state = state;
+      tile.rate = p.rate;
+      tile.skip = parameters.skip(block);
+      for (int64_t begin = 0; begin < walk.length(); begin += segment) {
+        for (int64_t i = 0; i < s.states * width; ++i) state[i] = 0;
+        for (int64_t at = begin; at < begin + segment; at += length) {
+          tile.count = smaller(length, begin + segment - at);
+          walk.tokens(at, tile.count, tokens);
+          tile_rows<T>(dbc, s.routes * s.row(), s.row(), tokens, tile.count, buffer, rows);
+          for (int64_t t = 0; t < tile.count; ++t) {
+            offset[t] = tokens[t] * s.channels;
+            state_rows[t] = rows[t] + s.rank;
+          }
+          run(Product<T>{step, width, rows, p.weight, width, p.bias, s.rank}, tile.count, width);
+          if (k == 0)
+            scan_tile<Output::kSet>(tile);
+          else
+            scan_tile<Output::kAdd>(tile);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace

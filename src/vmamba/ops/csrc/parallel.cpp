@@ -1,0 +1,95 @@
+#include "parallel.hpp"
+
+#include <atomic>
+#include <cstring>
+#include <new>
+#include <thread>
+#include <vector>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <dlfcn.h>
+#endif
+
+namespace vmamba {
+namespace {
+
+using ParallelFn = void (*)(void (*)(void*), void*, unsigned, unsigned);
+ParallelFn openmp_parallel = nullptr;
+bool poison = false;
+
+}  // namespace
+
+bool adopt_openmp(const char* user) {
+  openmp_parallel = nullptr;
+#if defined(__unix__) || defined(__APPLE__)
+  // GOMP_parallel is what compilers emit for `#pragma omp parallel`; LLVM's and Intel's runtimes export it too. Looking
+  // it up through PyTorch's own library finds PyTorch's runtime, whatever its file is called and whichever other
+  // OpenMP runtimes the process has loaded.
+  if (void* library = dlopen(user, RTLD_LAZY | RTLD_NOLOAD)) {
+    openmp_parallel = reinterpret_cast<ParallelFn>(dlsym(library, "GOMP_parallel"));
+    dlclose(library);
+  }
+#else
+  (void)user;
+#endif
+  return openmp_parallel != nullptr;
+}
+
+void run_team(int threads, void (*body)(void*), void* context) {
+  if (threads <= 1) return body(context);
+  if (openmp_parallel) return openmp_parallel(body, context, unsigned(threads), 0);
+  std::vector<std::thread> others;
+  for (int i = 1; i < threads; ++i) others.emplace_back(body, context);
+  body(context);
+  for (auto& other : others) other.join();
+}
+
+void wait_for(const int64_t* counter, int64_t value) {
+  for (int turns = 0; __atomic_load_n(counter, __ATOMIC_ACQUIRE) != value; ++turns)
+    if (turns > 1000) std::this_thread::yield();  // the other thread may be waiting for this processor
+}
+
+void announce(int64_t* counter, int64_t value) { __atomic_store_n(counter, value, __ATOMIC_RELEASE); }
+
+void poison_memory(bool on) { poison = on; }
+
+Memory::Memory(int64_t bytes) : data_(nullptr) {
+  constexpr std::size_t line = 64;
+  const std::size_t size = (std::size_t(bytes < 1 ? 1 : bytes) + line - 1) / line * line;
+  data_ = ::operator new(size, std::align_val_t(line));
+  if (poison) std::memset(data_, 0xff, size);
+}
+
+Memory::~Memory() { ::operator delete(data_, std::align_val_t(64)); }
+
+void run_tasks(int threads, int64_t count, int64_t scratch_bytes, void (*call)(const void*, int64_t, void*),
+               const void* task) {
+  if (threads > count) threads = int(count);
+  // Memory is taken here, not on the team's threads, where an exception could not be caught.
+  constexpr int64_t kPage = 4096;
+  const int64_t stride = (scratch_bytes + kPage - 1) / kPage * kPage + 64;  // not all at the same cache sets
+  Memory scratch(stride * (threads < 1 ? 1 : threads));
+  struct Team {
+    std::atomic<int64_t> next{0};
+    std::atomic<int64_t> member{0};
+    int64_t count, stride;
+    char* scratch;
+    void (*call)(const void*, int64_t, void*);
+    const void* task;
+  } team;
+  team.count = count;
+  team.stride = stride;
+  team.scratch = scratch.as<char>();
+  team.call = call;
+  team.task = task;
+  run_team(
+      threads,
+      [](void* context) {
+        Team& t = *static_cast<Team*>(context);
+        void* mine = t.scratch + t.stride * t.member.fetch_add(1);
+        for (int64_t i; (i = t.next.fetch_add(1)) < t.count;) t.call(t.task, i, mine);
+      },
+      &team);
+}
+
+}  // namespace vmamba
