@@ -133,7 +133,7 @@ struct RouteBackward {
     run(TransposedProduct<T>{dweight, width, rows, scratch.dz, width, adjoint.count}, s.rank, width);
     const T* dz[kTile];
     for (int64_t t = 0; t < adjoint.count; ++t) dz[t] = scratch.dz + t * width;
-    alignas(64) static constexpr T zeros[kMaxBlock * 16] = {};
+    alignas(64) static constexpr T zeros[kMaxBlock] = {};
     for (int64_t r = 0; r < padded; r += kMaxBlock) {
       const int64_t part = smaller(kMaxBlock, padded - r);
       run(Product<T>{scratch.low + r, padded, dz, p.by_rank + r, padded, zeros, width}, adjoint.count, part);

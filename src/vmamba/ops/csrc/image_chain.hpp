@@ -87,7 +87,8 @@ void image_forward_chained(const ImageScan& s, T* y) {
     const BlockParameters<T> p = parameters(block, k);
     const Walk walk{s.route[k], s.height, s.width};
     const int64_t tile_of_route = position - (k > 0 ? ends[k - 1] : 0);
-    const int64_t segment = tile_of_route / walk.tiles_of_segment(), of_segment = tile_of_route % walk.tiles_of_segment();
+    const int64_t segment = tile_of_route / walk.tiles_of_segment();
+    const int64_t of_segment = tile_of_route % walk.tiles_of_segment();
     const int64_t begin = of_segment * walk.tile();
     T* step = static_cast<T*>(memory);
     T* decays = step + kTile * width;

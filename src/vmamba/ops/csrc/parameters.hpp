@@ -52,7 +52,8 @@ inline void fill(const BlockParameters<T>& p, const T* weight, const T* A, const
   if (!for_backward) return;
   const int64_t padded = BlockParameters<T>::padded_rank(rank);
   for (int64_t d = 0; d < width; ++d)
-    for (int64_t r = 0; r < padded; ++r) p.by_rank[d * padded + r] = d < valid && r < rank ? weight[d * rank + r] : T(0);
+    for (int64_t r = 0; r < padded; ++r)
+      p.by_rank[d * padded + r] = d < valid && r < rank ? weight[d * rank + r] : T(0);
 }
 
 // All blocks and routes of an image scan.

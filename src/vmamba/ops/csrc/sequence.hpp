@@ -135,7 +135,8 @@ template <class T, class S>
 void sequence_forward(const SequenceScan& s, T* y, T* last) {
   const SequenceBlocks blocks(s, smaller(kMaxBlock, round_up(s.channels / s.groups, kUnit)));
   const int64_t bytes = SequenceScratch<T>(nullptr, s, blocks.width, false).elements * int64_t(sizeof(T));
-  vmamba::for_each(s.threads, s.batch * blocks.count, s.length * blocks.width * s.states, bytes, [&](int64_t index, void* memory) {
+  const int64_t work = s.length * blocks.width * s.states;
+  vmamba::for_each(s.threads, s.batch * blocks.count, work, bytes, [&](int64_t index, void* memory) {
     const SequenceScratch<T> scratch(static_cast<T*>(memory), s, blocks.width, false);
     SequenceTask<T, S> task(s, blocks, index, scratch);
     const int64_t channel = index / blocks.count * s.channels + task.first, width = blocks.width;
@@ -161,7 +162,8 @@ void sequence_backward(const SequenceScan& s, const SequenceGradients& g) {
   const int64_t share_size = (s.states + 2) * width;
   const vmamba::Memory shares(s.batch * blocks.count * share_size * int64_t(sizeof(T)));
 
-  vmamba::for_each(s.threads, s.batch * blocks.count, 3 * s.length * width * s.states, bytes, [&](int64_t index, void* memory) {
+  const int64_t work = 3 * s.length * width * s.states;
+  vmamba::for_each(s.threads, s.batch * blocks.count, work, bytes, [&](int64_t index, void* memory) {
     const SequenceScratch<T> scratch(static_cast<T*>(memory), s, width, true);
     SequenceTask<T, S> task(s, blocks, index, scratch);
     const int64_t channel = index / blocks.count * s.channels + task.first, state_size = s.states * width;
