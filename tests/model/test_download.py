@@ -466,15 +466,17 @@ def test_lock_of_a_process_that_died_is_free(server, content, tmp_path):
 # The progress bar
 
 
-def test_nothing_is_printed_where_nobody_looks(server, content, tmp_path, capfd):
+@pytest.mark.parametrize("color", ["", "1"])
+def test_nothing_is_printed_where_nobody_looks(server, content, tmp_path, capfd, monkeypatch, color):
+    monkeypatch.setenv("FORCE_COLOR", color)
     download(f"{server.url}/a.pth", directory=tmp_path)
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("wanted", [True, False])
 def test_progress_bar_is_on_stderr(server, content, tmp_path, capfd, monkeypatch, wanted):
-    monkeypatch.setenv("TTY_COMPATIBLE", "1")
-    monkeypatch.setenv("TTY_INTERACTIVE", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "120")
     server.files["/{a}[b].pth"] = content
     download(f"{server.url}/{{a}}[b].pth", directory=tmp_path, progress=wanted)

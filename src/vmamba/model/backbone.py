@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from timm.layers import ClassifierHead, DropPath, Mlp, calculate_drop_path_rates, get_device_dtype, trunc_normal_
+from timm.layers import ClassifierHead, DropPath, calculate_drop_path_rates, get_device_dtype, trunc_normal_
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vmamba.model.config import VMambaConfig
-from vmamba.model.layers import ACTIVATIONS, NORM_EPS, Stem, downsample, norm2d
+from vmamba.model.layers import NORM_EPS, Mlp, Stem, downsample, norm2d
 from vmamba.model.ss2d import SS2D
 
 
@@ -29,7 +29,7 @@ class Block(nn.Module):
         self.mlp: nn.Module | None = None
         if config.mlp_ratio > 0:
             self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS, **factory)
-            self.mlp = Mlp(dim, int(config.mlp_ratio * dim), act_layer=ACTIVATIONS[config.mlp_act], **factory)
+            self.mlp = Mlp(dim, int(config.mlp_ratio * dim), config.mlp_act, **factory)
             self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

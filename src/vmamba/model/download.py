@@ -254,7 +254,7 @@ def _progress_bar(name: str, wanted: bool) -> Iterator[_Report]:
     console = Console(stderr=True)
     label = TextColumn("{task.description}", markup=False)
     columns = (label, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    show = wanted and console.is_interactive
+    show = wanted and console.is_interactive and console.file.isatty()  # FORCE_COLOR alone means interactive to rich
     with Progress(*columns, console=console, disable=not show) as bar:
         task = bar.add_task(name, total=None)
 

@@ -6,12 +6,13 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vmamba.model.config import VMambaConfig
-from vmamba.model.layers import ACTIVATIONS, NORM_EPS, DepthwiseConv, out_norm
+from vmamba.model.layers import ACTIVATIONS, NORM_EPS, DepthwiseConv, Pointwise, out_norm, pointwise
 from vmamba.ops import ss2d_scan
+
+torch.fx.wrap("pointwise")  # as in its own module
 
 
 class SS2D(nn.Module):
@@ -26,13 +27,13 @@ class SS2D(nn.Module):
         super().__init__()
         inner, rank, self.routes = config.inner_dim(dim), config.rank(dim), 4
         self.scan, self.init, self.rank, self.gated = config.scan, config.ssm_init, rank, config.gate
-        self.in_proj = nn.Linear(dim, inner * (2 if config.gate else 1), bias=False, **factory)
+        self.in_proj = Pointwise(dim, inner * (2 if config.gate else 1), bias=False, **factory)
         self.conv = (
             DepthwiseConv(inner, config.ssm_conv, config.ssm_conv_bias, **factory) if config.ssm_conv else nn.Identity()
         )
         self.act = ACTIVATIONS[config.ssm_act]()
         self.gate_act = ACTIVATIONS[config.ssm_act]() if config.gate and config.gate_act else nn.Identity()
-        self.x_proj = nn.Linear(inner, self.routes * (rank + 2 * config.d_state), bias=False, **factory)
+        self.x_proj = Pointwise(inner, self.routes * (rank + 2 * config.d_state), bias=False, **factory)
         self.dt_proj_weight = nn.Parameter(torch.empty(self.routes, inner, rank, **factory))
         self.dt_proj_bias = nn.Parameter(torch.empty(self.routes, inner, **factory))
         self.A_log = nn.Parameter(torch.empty(self.routes, inner, config.d_state, **factory))
@@ -41,7 +42,7 @@ class SS2D(nn.Module):
         self.scan_norm = nn.LayerNorm(inner, eps=NORM_EPS, elementwise_affine=False)
         self.out_norm = out_norm(config.out_norm, inner, **factory)
         self.out_act = nn.GELU() if config.out_act else nn.Identity()
-        self.out_proj = nn.Linear(inner, dim, bias=False, **factory)
+        self.out_proj = Pointwise(inner, dim, bias=False, **factory)
 
     @torch.no_grad()
     def reset_scan_parameters(self) -> None:
@@ -91,7 +92,7 @@ class SS2D(nn.Module):
         """Scan with `count` of the parameter groups."""
         end = first + count
         weight = self.x_proj.weight.unflatten(0, (self.routes, -1))[first:end].flatten(0, 1)
-        dbc = F.linear(x, weight).unflatten(-1, (count, -1))
+        dbc = pointwise(x, weight, None).unflatten(-1, (count, -1))
         A = _negative_exp(self.A_log[first:end])
         dt_weight, dt_bias = self.dt_proj_weight[first:end], self.dt_proj_bias[first:end]
         return ss2d_scan(x, dbc, dt_weight, A, self.D[first:end], dt_bias, pattern)
