@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
+import platform
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from vmamba.model.checkpoint import CheckpointError, Weights, config_path, save_
 from vmamba.model.config import VMambaConfig
 from vmamba.model.download import DownloadError
 from vmamba.model.zoo import VARIANTS, create_model, model_from_checkpoint
+from vmamba.ops.backend import BACKENDS, select, unavailable
 from vmamba.tasks.classification import Prediction, class_names, eval_transform, predict
 
 
@@ -43,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
 
     models = commands.add_parser("models", help="list the models")
     models.set_defaults(run=_models)
+
+    env = commands.add_parser("env", help="show versions, devices, and which scan kernels run and why")
+    env.set_defaults(run=_env)
 
     predict_ = commands.add_parser("predict", help="classify images")
     predict_.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or quoted glob patterns")
@@ -91,6 +97,34 @@ def _models(_: argparse.Namespace) -> int:
         table.add_row(name, f"{parameters / 1e6:.1f} M", top1, "224×224", "the authors'" if variant.url else "none")
     Console().print(table)
     return 0
+
+
+def _env(_: argparse.Namespace) -> int:
+    devices = [torch.device("cpu")]
+    if torch.accelerator.is_available():
+        devices.append(cast(torch.device, torch.accelerator.current_accelerator()))
+    table = Table(show_header=False, title="environment")
+    for package in ("vmamba", "torch", "torchvision", "timm", "safetensors", "triton"):
+        table.add_row(package, _version(package))
+    table.add_row("python", f"{platform.python_version()} on {platform.platform()}")
+    table.add_row("processor", f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads")
+    table.add_section()
+    for name, what in BACKENDS.items():
+        problem = unavailable(name)
+        table.add_row(f"scan backend {name}", f"{what}; " + (f"unavailable: {problem}" if problem else "available"))
+    table.add_section()
+    for device in devices:
+        choice = select(device)
+        table.add_row(f"scans on {device.type}", f"{choice.name}: {choice.reason}")
+    Console().print(table)
+    return 0
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _predict(options: argparse.Namespace) -> int:

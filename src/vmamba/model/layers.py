@@ -9,36 +9,18 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vmamba.ops import pointwise
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU, "sigmoid": nn.Sigmoid}
 
 NORM_EPS = 1e-5
 
-#: What torch.compile uses for linear layers on x86.
-HAS_ONEDNN_LINEAR = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
-
-@torch.fx.wrap
-def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A linear map of every token: (B, H, W, C) → (B, H, W, C').
-
-    On a CPU, float32 goes to oneDNN, to which PyTorch gives convolutions but not linear layers: those go to MKL, which
-    reaches half of oneDNN's speed on AMD processors.
-    """
-    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript drops this form)
-        if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_exporting():
-            return _onednn_pointwise(x, weight, bias)
-    return F.linear(x, weight, bias)
-
-
-def _onednn_pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if HAS_ONEDNN_LINEAR and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
-        # Without a gradient, and without the rearrangement of the weights that a convolution starts with.
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
+torch.fx.wrap("pointwise")  # as in its own module
 
 
 class Pointwise(nn.Linear):
-    """`pointwise` with parameters of its own."""
+    """A linear map of every token: (B, H, W, C) → (B, H, W, C')."""
 
     def forward(self, x: Tensor) -> Tensor:
         return pointwise(x, self.weight, self.bias)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vmamba.model.config import VMambaConfig
-from vmamba.model.layers import ACTIVATIONS, NORM_EPS, DepthwiseConv, Pointwise, out_norm, pointwise
-from vmamba.ops import ss2d_scan
+from vmamba.model.layers import ACTIVATIONS, NORM_EPS, DepthwiseConv, Pointwise, out_norm
+from vmamba.ops import pointwise, ss2d_scan
 
 torch.fx.wrap("pointwise")  # as in its own module
 
