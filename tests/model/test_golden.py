@@ -13,11 +13,10 @@ import vmamba
 from conftest import GOLDEN, Golden, relative_error, synthetic, synthetic_state_dict
 from vmamba import VMamba, VMambaConfig
 from vmamba.model.checkpoint import to_our_names
-from vmamba.ops import use_backend
+from vmamba.ops import BACKENDS, use_backend
 
 RELEASED = sorted((GOLDEN / "released").glob("*.safetensors"))
 VARIANTS = sorted((GOLDEN / "variants").glob("*.safetensors"))
-BACKENDS = ("reference", "chunked")
 
 
 def stem(path: Path) -> str:

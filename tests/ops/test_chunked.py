@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +16,12 @@ from vmamba.ops.routes import PATTERNS
 GRIDS = [(1, 1), (1, 2), (1, 7), (5, 3), (9, 7), (20, 25), (1, 500), (3, 250), (131, 2)]
 # Storage rounds x once on the way in and y once on the way out; gradients collect several such roundings.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
+
+
+@pytest.fixture(autouse=True)
+def chunked_answers() -> Iterator[None]:
+    with use_backend("chunked"):
+        yield
 
 
 def truth_and_result(operands: list[Tensor], pattern: str) -> tuple[list[Tensor], list[Tensor]]:
@@ -80,9 +88,8 @@ def test_non_contiguous_operands() -> None:
         *(torch.stack([t, t], dim=-1)[..., 0] for t in operands[1:]),
     ]
     assert not any(t.is_contiguous() for t in strided)
-    with use_backend("chunked"):
-        for expected, got in zip(*truth_and_result(strided, "cross"), strict=True):
-            assert relative_error(got, expected) < TOLERANCE[torch.float64]
+    for expected, got in zip(*truth_and_result(strided, "cross"), strict=True):
+        assert relative_error(got, expected) < TOLERANCE[torch.float64]
 
 
 @pytest.mark.parametrize("grid", [(6, 7), (1, 150)], ids=str)
@@ -107,9 +114,8 @@ def test_selective_scan(length: int, states: int, groups: int) -> None:
     y, last = reference.selective_scan(**operands, delta_softplus=True)
     dy, dlast = torch.randn_like(y), torch.randn_like(last)
     truth = [y, last, *torch.autograd.grad((y, last), leaves, (dy, dlast))]
-    with use_backend("chunked"):
-        y, last = selective_scan(**operands, delta_softplus=True, return_last_state=True)
-        result = [y, last, *torch.autograd.grad((y, last), leaves, (dy, dlast))]
+    y, last = selective_scan(**operands, delta_softplus=True, return_last_state=True)
+    result = [y, last, *torch.autograd.grad((y, last), leaves, (dy, dlast))]
     for expected, got in zip(truth, result, strict=True):
         assert relative_error(got, expected) < TOLERANCE[torch.float64]
 

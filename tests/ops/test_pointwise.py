@@ -26,6 +26,12 @@ def test_values(operands: tuple[Tensor, Tensor, Tensor], grad: bool, dtype: torc
         torch.testing.assert_close(pointwise(x, weight, b if bias else None), F.linear(x, weight, b if bias else None))
 
 
+@pytest.mark.parametrize("grad", [True, False])
+def test_gelu(operands: tuple[Tensor, Tensor, Tensor], grad: bool) -> None:
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(pointwise(*operands, gelu=True), F.gelu(F.linear(*operands)), rtol=1e-4, atol=1e-5)
+
+
 def test_gradients(operands: tuple[Tensor, Tensor, Tensor]) -> None:
     leaves = [t.requires_grad_() for t in operands]
     expected = torch.autograd.grad(F.linear(*leaves).sin().sum(), leaves)
