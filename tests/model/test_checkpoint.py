@@ -18,7 +18,8 @@ import vmamba
 from conftest import GOLDEN, Golden, relative_error, synthetic_state_dict
 from vmamba import VMamba, VMambaConfig, load_weights
 from vmamba.model import checkpoint
-from vmamba.model.checkpoint import CheckpointError, identify, load_config, read_checkpoint, save_weights, to_our_names
+from vmamba.model.author_names import to_our_names
+from vmamba.model.checkpoint import CheckpointError, identify, load_config, read_checkpoint, save_weights
 from vmamba.model.zoo import model_from_checkpoint
 
 AUTHOR_FILE = GOLDEN / "author_format_checkpoint.pth"

@@ -13,6 +13,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from torch import nn
 
+from vmamba.model.author_names import to_our_names
 from vmamba.model.backbone import VMamba
 from vmamba.model.checkpoint import (
     CheckpointError,
@@ -22,7 +23,6 @@ from vmamba.model.checkpoint import (
     load_config,
     load_weights,
     read_checkpoint,
-    to_our_names,
 )
 from vmamba.model.config import VMambaConfig
 from vmamba.model.download import download
