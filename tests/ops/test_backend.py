@@ -3,11 +3,12 @@ import torch
 
 from vmamba import ops
 from vmamba.ops import BACKENDS, select, use_backend
-from vmamba.ops.backend import Choice
+from vmamba.ops.backend import Choice, unavailable
 
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_use_backend_makes_it_answer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert unavailable(name) is None  # looked up once, before the count begins
     asked = []
     load = Choice.load
     monkeypatch.setattr(Choice, "load", lambda choice: asked.append(choice.name) or load(choice))
