@@ -59,10 +59,13 @@ def test_models_lists_all_with_published_results(capsys: pytest.CaptureFixture[s
     assert "83.9" in out
 
 
-def test_env_says_which_kernels_run_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+def test_env_says_which_kernels_run_and_why(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     assert run("env") == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert torch.__version__ in out
+    assert torch.__version__.split("+")[0] in out
     assert "scan backend native" in out
     choice = vmamba.ops.select(torch.device("cpu"))
     assert f"{choice.name}: {choice.reason}"[:30] in out
