@@ -128,7 +128,9 @@ def selective_scan_backward(
     u, delta, B, C, dy = _store(u, delta, B, C, dy)
     rate, skip, bias, dlast_ = _parameters(dtype, A, D, delta_bias, dlast)
     du, ddelta, dA, dB, dC = (torch.empty(t.shape, dtype=dtype) for t in (u, delta, A, B, C))
-    dD, dbias = (torch.empty(u.shape[1], dtype=dtype) for _ in range(2))  # operators may not return views of one buffer
+    dD, dbias = (
+        torch.empty((u.shape[1],), dtype=dtype) for _ in range(2)
+    )  # operators may not return views of one buffer
     _native.selective_scan_backward(
         _isa,
         _STORAGE[u.dtype],
