@@ -25,7 +25,7 @@ lint: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt $(wildcard $(CSRC)/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo]" --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]" --group dev
 	touch $@
 
 # timm's own tests of a model, for tests/timm_suite; only in its source distribution.

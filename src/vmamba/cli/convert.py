@@ -1,0 +1,36 @@
+"""``vmamba convert``: a checkpoint as safetensors."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from vmamba.model.checkpoint import Weights, config_path, save_weights
+from vmamba.model.config import VMambaConfig
+from vmamba.model.zoo import model_from_checkpoint
+
+if TYPE_CHECKING:
+    from vmamba.cli.arguments import Commands
+
+
+def add_to(commands: Commands) -> None:
+    parser = commands.add_parser("convert", help="turn a checkpoint into safetensors with its configuration beside it")
+    parser.add_argument("source", type=Path, help="the checkpoint")
+    parser.add_argument("target", type=Path, nargs="?", help="default: SOURCE with the ending .safetensors")
+    parser.add_argument("--model", metavar="NAME", help="default: what the checkpoint looks like")
+    parser.add_argument("--config", type=Path, metavar="YAML", help="the authors' YAML of the model instead")
+    parser.add_argument("--weights", choices=get_args(Weights), default="auto", help="which of the file's weights")
+    parser.add_argument("--force", action="store_true", help="replace the target if it exists")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    target = options.target or options.source.with_suffix(".safetensors")
+    if target.exists() and not options.force:
+        raise ValueError(f"{target} exists; name another target, or replace it with --force")
+    config = VMambaConfig.from_author_yaml(options.config) if options.config else None
+    model = model_from_checkpoint(options.source, options.model, weights=options.weights, config=config)
+    save_weights(model, target)
+    print(f"wrote {target} and {config_path(target)}")
+    return 0

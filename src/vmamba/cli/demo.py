@@ -1,0 +1,31 @@
+"""``vmamba demo``: a first look."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmamba import demo
+from vmamba.cli.arguments import positive
+
+if TYPE_CHECKING:
+    from vmamba.cli.arguments import Commands
+
+
+def add_to(commands: Commands) -> None:
+    parser = commands.add_parser("demo", help="train a small model on handwritten digits and look at its predictions")
+    parser.add_argument("--output", type=Path, default=Path("demo"), metavar="FOLDER", help="default: demo")
+    parser.add_argument("--epochs", type=positive, default=30, help="default 30, about two minutes on two cores")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    files = demo.run(options.output, epochs=options.epochs, seed=options.seed)
+    again = ["predict", str(files.images), "--checkpoint", str(files.weights), "--labels", str(files.labels)]
+    again += ["--image-size", str(demo.IMAGE_SIZE), "--topk", "2"]
+    print(f"\nThe saved model on the held-out images, as anyone would run it:\n\n  vmamba {' '.join(again)}\n")
+    from vmamba.cli import main  # which imports this module
+
+    return main(again)

@@ -1,0 +1,26 @@
+"""The progress bar of everything that takes long: on the error stream, with rate and time left."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+class _Rate(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:,.3g} {self.unit}/s")
+
+
+def progress_bar(unit: str) -> Progress:
+    """A bar that disappears when done; a context manager.
+
+    Args:
+        unit: What is counted, in the plural: ``"images"``.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
