@@ -1,1 +1,30 @@
 """What a model is used for."""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vmamba.tasks.protocol import Task
+
+#: Name in a recipe → module and class, imported when asked for.
+TASKS: dict[str, tuple[str, str]] = {
+    "classification": ("vmamba.tasks.classification", "Classification"),
+}
+
+
+def task_class(name: str) -> type[Task]:
+    """The task of that name.
+
+    Raises:
+        ValueError: If there is none; the nearest is suggested.
+    """
+    if name not in TASKS:
+        near = difflib.get_close_matches(name, TASKS, n=1)
+        hint = f"do you mean {near[0]!r}?" if near else f"choose one of {', '.join(TASKS)}"
+        raise ValueError(f"unknown task {name!r}; {hint}")
+    module, attribute = TASKS[name]
+    found: type[Task] = getattr(import_module(module), attribute)
+    return found
