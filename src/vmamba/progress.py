@@ -17,10 +17,11 @@ class _Rate(ProgressColumn):
 
 
 def progress_bar(unit: str) -> Progress:
-    """A bar that disappears when done; a context manager.
+    """A bar that disappears when done, and is not there at all away from a terminal; a context manager.
 
     Args:
         unit: What is counted, in the plural: ``"images"``.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -1,0 +1,53 @@
+"""The models that analyses compare: ours by name or checkpoint, and any of timm's."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+import timm
+import torch
+from torch import nn
+
+from vmamba.model.zoo import VARIANTS, create_model, model_from_checkpoint
+
+
+def load_model(
+    name: str | None = None,
+    *,
+    checkpoint: str | Path | None = None,
+    pretrained: bool = False,
+    image_size: tuple[int, int] | None = None,
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """A model in evaluation mode; with random weights unless told otherwise.
+
+    Args:
+        name: One of `vmamba.list_models` or ``timm.list_models``; may be None where the checkpoint says it.
+        checkpoint: Weights of one of our models, see `vmamba.model.zoo.model_from_checkpoint`.
+        pretrained: Load the published weights, downloaded once.
+        image_size: (H, W) for models that are built for one size (DeiT, Swin); others take any.
+        device: Where; ``"meta"`` for shapes alone.
+
+    Raises:
+        ValueError: For an unknown name, or published weights that do not exist.
+    """
+    if checkpoint is not None:
+        return model_from_checkpoint(checkpoint, name).to(device).eval()
+    if name is None:
+        raise ValueError("name a model or give a checkpoint")
+    if name in VARIANTS:
+        with torch.device(device):
+            return create_model(name, pretrained=pretrained).to(device).eval()
+    if not timm.is_model(name.split(".")[0]):
+        near = difflib.get_close_matches(name, timm.list_models(), n=1)
+        raise ValueError(
+            f"unknown model {name!r}; " + (f"do you mean {near[0]!r}?" if near else "see timm.list_models()")
+        )
+    settings = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    options = {"img_size": image_size} if image_size and settings and settings.fixed_input_size else {}
+    try:
+        with torch.device(device):
+            return timm.create_model(name, pretrained=pretrained, **options).to(device).eval()
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"cannot create {name}: {' '.join(str(error).split())}") from None
