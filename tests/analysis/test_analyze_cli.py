@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+import vmamba
 from vmamba.analysis.tables import read_csv
 from vmamba.cli import main
+from vmamba.model.checkpoint import save_weights
 
 
 def analyze(capsys: pytest.CaptureFixture[str], output: Path, *arguments: object) -> list[Path]:
@@ -29,6 +35,28 @@ def test_cost(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert sum(int(row["macs"]) for row in rows if row["layer"] in ("stem", "stages", "norm", "head")) == int(
         rows[0]["macs"]
     )
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "image.png"
+    Image.effect_noise((50, 40), 60).convert("RGB").save(path)
+    return path
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    return save_weights(vmamba.create_model("vmamba_pico", num_classes=3), tmp_path / "weights.safetensors")
+
+
+def test_attention(capsys: pytest.CaptureFixture[str], tmp_path: Path, image: Path, weights: Path) -> None:
+    arguments = ("--checkpoint", weights, "--image-size", "64x96", "--block", "1.0", "--query", "0.99,0")
+    analyze(capsys, tmp_path, "attention", image, *arguments, "--normalised")
+    found = json.loads((tmp_path / "attention.json").read_text())
+    assert (found["block"], found["grid"], found["queries"][0]["query"]) == ("stages.1.blocks.0", [8, 12], [7, 0])
+    for route in found["queries"][0]["routes"]:
+        assert np.array(route["row"]).sum() == pytest.approx(1, rel=1e-5)
 
 
 def test_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:

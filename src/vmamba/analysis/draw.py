@@ -6,9 +6,12 @@ and white printers can tell apart.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,6 +62,55 @@ def cost(models: Mapping[str, Mapping[str, int]], stem: Path, title: str) -> lis
     axis.set_title(title, fontsize=11)
     _bare(axis)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    return _save(figure, stem)
+
+
+def attention(
+    image: NDArray[np.uint8],
+    queries: Sequence[tuple[int, int]],
+    rows: NDArray[np.floating[Any]],
+    routes: Sequence[str],
+    stem: Path,
+    title: str,
+    *,
+    signed: bool = False,
+) -> list[Path]:
+    """Heat maps of the rows of attention: a line per query, a panel per route, and their sum.
+
+    Magnitudes are on a logarithmic scale over three decades below the largest of a panel, signed values on a linear
+    one around zero. Tokens that a route has not visited before the query are grey.
+
+    Args:
+        image: (H, W, 3).
+        queries: (row, column) in tokens.
+        rows: (queries, routes, h, w).
+        routes: Their names.
+        stem: Where to write, without the ending.
+        title: Title.
+        signed: Whether the rows have signs.
+    """
+    from matplotlib.colors import LogNorm, Normalize
+
+    height, width = rows.shape[2:]
+    names = ["query", *routes, "sum of routes"]
+    figure = _figure(1.75 * len(names) + 0.6, 1.6 * len(queries) * height / width + 0.7)
+    grid = figure.subplots(len(queries), len(names), squeeze=False)
+    for axes, (y, x), maps in zip(grid, queries, rows, strict=True):
+        extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+        axes[0].imshow(image, extent=extent)
+        for axis, values in zip(axes[1:], [*maps, maps.sum(0)], strict=True):
+            largest = float(np.abs(values).max()) or 1.0
+            norm = Normalize(-1, 1) if signed else LogNorm(1e-3, 1, clip=True)
+            visited = np.ma.masked_equal(values / largest, 0)
+            shown = axis.imshow(visited, norm=norm, cmap="RdBu_r" if signed else "viridis", extent=extent)
+            axis.set_facecolor("#CCCCCC")
+        for axis in axes:
+            axis.plot(x, y, marker="s", markersize=6, markerfacecolor="none", markeredgecolor="#D55E00", mew=1.6)
+            axis.set(xticks=[], yticks=[])
+    for axis, name in zip(grid[0], names, strict=True):
+        axis.set_title(name, fontsize=10)
+    figure.colorbar(shown, ax=grid[:, -1], label="share of the panel's largest", shrink=0.9)
+    figure.suptitle(title, fontsize=11)
     return _save(figure, stem)
 
 

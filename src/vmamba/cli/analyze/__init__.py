@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmamba.cli.analyze import cost
+from vmamba.cli.analyze import attention, cost
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
 
-ANALYSES = (cost,)
+ANALYSES = (attention, cost)
 
 
 def add_to(commands: Commands) -> None:

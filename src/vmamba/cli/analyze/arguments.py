@@ -6,6 +6,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import nn
+
+from vmamba.analysis.attention import ss2d_layers
+from vmamba.analysis.models import load_model
 from vmamba.cli.arguments import positive
 
 
@@ -13,6 +17,47 @@ def size(text: str) -> tuple[int, int]:
     """``224`` or ``224x320`` (height × width) in pixels."""
     height, _, width = text.partition("x")
     return positive(height), positive(width or height)
+
+
+def position(text: str) -> tuple[float, float]:
+    """``0.5,0.25``: fractions of the height and the width."""
+    y, x = map(float, text.split(","))
+    if not (0 <= y <= 1 and 0 <= x <= 1):
+        raise ValueError
+    return y, x
+
+
+def token(at: tuple[float, float], grid: tuple[int, int]) -> tuple[int, int]:
+    """The token of a grid that lies at these fractions."""
+    return min(int(at[0] * grid[0]), grid[0] - 1), min(int(at[1] * grid[1]), grid[1] - 1)
+
+
+def block(text: str) -> str:
+    """``2.7`` (stage and block) as the block's name in a model."""
+    stage, index = map(int, text.split("."))
+    return f"stages.{stage}.blocks.{index}"
+
+
+def last_block_of_third_stage(model: nn.Module) -> str:
+    """Where semantics and resolution meet; of a model with fewer stages the last block there is."""
+    blocks = list(ss2d_layers(model))
+    return next((name for name in reversed(blocks) if name.startswith("stages.2.")), blocks[-1] if blocks else "")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="NAME", help="default: what the checkpoint says or looks like")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights, the authors' or ours")
+    source.add_argument("--pretrained", action="store_true", help="the published weights of --model, downloaded once")
+
+
+def model(options: argparse.Namespace) -> nn.Module:
+    """The model of the arguments of `add_model`; says so where its weights are random."""
+    if options.checkpoint is None and not options.pretrained:
+        print("no --checkpoint or --pretrained: the weights are random")
+    return load_model(
+        options.model, checkpoint=options.checkpoint, pretrained=options.pretrained, image_size=options.image_size
+    )
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
