@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -72,12 +73,16 @@ def _images(paths: Iterable[Path]) -> list[Path]:
     return [path for path in paths if path.suffix.lower() in readable and path.is_file()]
 
 
-def read_image(path: str | Path) -> Image.Image:
+def read_image(path: str | Path, content: IO[bytes] | None = None) -> Image.Image:
     """Read one image file as Pillow image of mode RGB, upright, without metadata.
 
     EXIF rotation is applied. Transparent pixels are composed onto white. Of an animation or a file of several pages
     the first is read. Grey images of more than 8 bits keep their whole range: 16-bit values are divided by 257;
     see `_grey` for 32-bit and float files.
+
+    Args:
+        path: The file, or the name by which an error calls it.
+        content: The file's content, where it does not lie at `path`: inside an archive.
 
     Raises:
         ImageError: For a file that is missing, not readable, not an image, empty, truncated or broken, or that has
@@ -86,7 +91,7 @@ def read_image(path: str | Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata and merely large images: the pixels are fine
-            with Image.open(path) as image:
+            with Image.open(content or path) as image:
                 image.load()  # before the orientation is asked for: TIFF files are turned upright by this
                 orientation = _orientation(image)
                 rgb = _rgb(image)
@@ -138,7 +143,8 @@ def _reason(path: str | Path, error: Exception) -> str:
     if os.path.isdir(path):
         return "it is a folder"
     if isinstance(error, UnidentifiedImageError):
-        return "the file is empty" if os.path.getsize(path) == 0 else "it is not an image of a format Pillow knows"
+        empty = os.path.isfile(path) and os.path.getsize(path) == 0
+        return "the file is empty" if empty else "it is not an image of a format Pillow knows"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return " ".join(str(error).split()) or type(error).__name__

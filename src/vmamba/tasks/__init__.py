@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 #: Name in a recipe → module and class, imported when asked for.
 TASKS: dict[str, tuple[str, str]] = {
-    "classification": ("vmamba.tasks.classification", "Classification"),
+    "classification": ("vmamba.tasks.classification_training", "Classification"),
 }
 
 

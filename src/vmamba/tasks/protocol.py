@@ -25,7 +25,6 @@ class Batch(Protocol):
     Attributes:
         size: Images in it.
         files: Names of the images, as far as they are known; told when the loss becomes infinite.
-        skipped: Images that could not be read and are therefore not in it, one line each: name and reason.
     """
 
     @property
@@ -34,16 +33,19 @@ class Batch(Protocol):
     @property
     def files(self) -> Sequence[str]: ...
 
-    @property
-    def skipped(self) -> Sequence[str]: ...
-
     def to(self: B, device: torch.device) -> B:
         """The same batch on a device."""
         ...
 
 
 class Loader(Protocol):
-    """The batches of one process; `vmamba.data.loader` has them for data sets with and without random access."""
+    """The batches of one process; `vmamba.data.loader` has them for data sets with and without random access.
+
+    Attributes:
+        skipped: Images that could not be read so far and were left out, one line each: name and reason.
+    """
+
+    skipped: list[str]
 
     def __len__(self) -> int:
         """Batches per epoch, the same in every process where the batches are trained on."""
@@ -73,9 +75,10 @@ class Job:
 
     Attributes:
         data: Where the data lie; what it may be is the task's business.
-        model: Name of the backbone, see `vmamba.list_models`.
+        model: Name of the backbone, see `vmamba.list_models`; None for what the checkpoint is.
         model_options: Overrides of its configuration: ``{"drop_path_rate": 0.2}``.
-        checkpoint: Weights to start from, or None to start from scratch.
+        checkpoint: Weights to start from, or None.
+        pretrained: Start from the authors' ImageNet-1K weights of `model` instead.
         batch_size: Images per batch of this process.
         workers: Loader processes of this process; 0 to read in the process itself.
         seed: Of everything random.
@@ -85,9 +88,10 @@ class Job:
     """
 
     data: str
-    model: str
+    model: str | None
     model_options: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None
+    pretrained: bool = False
     batch_size: int = 1
     workers: int = 0
     seed: int = 0

@@ -1,0 +1,80 @@
+"""``vmamba train``: train or fine-tune, on one process or under torchrun."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmamba.cli.arguments import device
+from vmamba.training.distributed import joined, restarted
+from vmamba.training.loop import Interrupted, Run
+from vmamba.training.nonfinite import Diverged
+from vmamba.training.recipe import DEFAULT, list_recipes, load_recipe, parse_overrides
+
+if TYPE_CHECKING:
+    from vmamba.cli.arguments import Commands
+
+#: Exit status where the loss is not finite.
+DIVERGED = 3
+#: Exit status of a run that was asked to stop and can be continued ("temporary failure" in sysexits.h).
+INTERRUPTED = 75
+
+_SHORTHANDS = ("data", "model", "checkpoint", "epochs", "batch_size", "lr", "image_size", "workers", "seed")
+
+_EPILOG = f"""recipes: {", ".join(list_recipes())}
+
+exit status: 0 done, 2 error, {DIVERGED} the loss is not finite, {INTERRUPTED} stopped by SIGTERM, SIGUSR1 or Ctrl-C
+after saving; the same command with --resume auto continues. On several GPUs or machines:
+torchrun --nproc-per-node 8 -m vmamba train …"""
+
+
+def add_to(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="train or fine-tune a model",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--recipe", default=DEFAULT, metavar="NAME", help=f"name or YAML file (default {DEFAULT})")
+    parser.add_argument("--data", metavar="FOLDER", help="train/ and val/ with a folder of images per class")
+    parser.add_argument("--model", metavar="NAME", help="see 'vmamba models'")
+    parser.add_argument("--checkpoint", metavar="FILE", help="weights to start from; the classifier is a fresh one")
+    parser.add_argument("--pretrained", action="store_true", help="start from the authors' weights, downloaded once")
+    for name in _SHORTHANDS[3:]:
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=f"short for --set {name}=VALUE")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="any other field")
+    parser.add_argument("--strict", action="store_true", help="stop at an unreadable image instead of leaving it out")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="of the run (default runs/RECIPE)")
+    parser.add_argument(
+        "--resume", metavar="auto|FILE", help="continue from the newest checkpoint in the output, or FILE"
+    )
+    parser.add_argument("--device", help="cpu, cuda, mps … (default: the fastest there is)")
+    parser.add_argument("--print-config", action="store_true", help="print the recipe as it would be run, and stop")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    given = [f"{name}={getattr(options, name)}" for name in _SHORTHANDS if getattr(options, name) is not None]
+    given += [f"{name}=true" for name in ("strict", "pretrained") if getattr(options, name)]
+    recipe = load_recipe(options.recipe, parse_overrides([*given, *options.set]))
+    if options.print_config:
+        print(recipe.to_yaml(), end="")
+        return 0
+    output = options.output or Path("runs") / options.recipe.removesuffix(".yaml")
+    resume = options.resume or ("auto" if restarted() else None)
+    with joined(device(options.device)) as processes:
+        try:
+            result = Run(recipe, output, processes, resume).fit()
+        except Interrupted as stop:
+            if processes.first:
+                print(f"vmamba: {stop}", file=sys.stderr)
+            return INTERRUPTED
+        except Diverged as error:
+            print(f"vmamba: error: {error}", file=sys.stderr)
+            return DIVERGED
+    if processes.first:
+        best = "never a number" if result.best is None else f"{result.best:.2f}"
+        print(f"best {result.metric.name}: {best}; wrote {', '.join(map(str, result.files)) or 'nothing new'}")
+    return 0

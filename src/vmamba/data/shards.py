@@ -1,0 +1,239 @@
+"""WebDataset shards: samples streamed from tar files, for data that do not fit one machine.
+
+Unlike the usual pipelines, a stream is a pure function of (seed, epoch), may start at any batch (what lies before is
+read, but not decoded), and gives every sample once per epoch where the shards are of one size.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, count, cycle, islice
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from vmamba.data.images import ImageError, read_image
+from vmamba.data.loader import report_skipped
+from vmamba.data.randomness import seeded
+
+Batch = TypeVar("Batch")
+
+#: Extensions of images inside a shard.
+IMAGES = ("jpg", "jpeg", "png", "webp")
+#: Samples (not decoded) that a loader process holds to shuffle among them.
+SHUFFLED = 4096
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The shards of one split.
+
+    Attributes:
+        urls: Files, or addresses that webdataset can open.
+        samples: Samples in all of them.
+    """
+
+    urls: tuple[str, ...]
+    samples: int
+
+
+def find_shards(root: str, split: str) -> Shards:
+    """The shards of a split.
+
+    Args:
+        root: Folder or address. Its ``_info.json``, where there is one, names the splits' files and lengths, as timm
+            writes it: ``{"splits": {"train": {"filenames": […], "shard_lengths": […]}}}``; an address needs one.
+            Else the shards are ``root/split/*.tar`` or ``root/*split*.tar`` and their samples are counted.
+        split: ``"train"``, ``"val"`` …
+
+    Raises:
+        ValueError: If webdataset is not installed, there are no such shards, or `_info.json` cannot be understood.
+    """
+    try:
+        import webdataset
+    except ImportError:
+        raise ValueError("reading shards needs webdataset: pip install 'vmamba[train]'") from None
+    remote = "://" in root
+    if remote or (Path(root) / "_info.json").is_file():
+        address = f"{root.rstrip('/')}/_info.json"
+        try:
+            with webdataset.gopen(address) as file:
+                info = json.load(file)["splits"][split]
+            return Shards(tuple(f"{root.rstrip('/')}/{name}" for name in info["filenames"]), sum(info["shard_lengths"]))
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            reason = f"has no {error}" if isinstance(error, KeyError) else error
+            raise ValueError(f"{address}: {reason}; it must list filenames and shard_lengths of {split!r}") from None
+    paths = sorted((Path(root) / split).glob("*.tar")) or sorted(Path(root).glob(f"*{split}*.tar"))
+    if not paths:
+        raise ValueError(f"{root}: no shards {split}/*.tar or *{split}*.tar")
+    return Shards(tuple(map(str, paths)), sum(map(_count, paths)))
+
+
+def _count(path: Path) -> int:
+    try:
+        with tarfile.open(path) as file:
+            return sum(member.name.endswith(".cls") for member in file)
+    except (tarfile.TarError, OSError) as error:
+        raise ValueError(f"{path}: cannot read the shard: {error}") from None
+
+
+class ShardLoader(Generic[Batch]):
+    """Batches of one process from shards of ``NAME.jpg`` (png, webp) and ``NAME.cls`` (the class number).
+
+    Every loader process of every training process reads shards of its own. A training process whose shards hold fewer
+    samples than the others' reads some again, so that all have the same number of batches. In training an unreadable
+    image is replaced by another one of its batch.
+
+    Args:
+        shards: See `find_shards`.
+        sample: (image, class, name) → sample; draws at random what it likes.
+        collate: Samples → batch.
+        batch_size: Images per batch of this process.
+        training: Shuffle, and leave incomplete batches out.
+        seed: Of the order and of what samples draw.
+        rank: Number of this process.
+        world_size: Processes.
+        workers: Loader processes; 0 to load in this one.
+        strict: Raise at an unreadable image.
+
+    Raises:
+        ValueError: If there are fewer shards than loader processes, or too few images for one global batch.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        sample: Callable[[Image.Image, int, str], Any],
+        collate: Callable[[list[Any]], Batch],
+        *,
+        batch_size: int,
+        training: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+        strict: bool = False,
+    ) -> None:
+        streams = world_size * max(workers, 1)
+        if training and len(shards.urls) < streams:
+            raise ValueError(
+                f"{len(shards.urls)} shards cannot feed {streams} loader processes; make more, or use fewer workers"
+            )
+        self.images, self.skipped, self.strict = shards.samples, list[str](), strict
+        self._batches = shards.samples // (batch_size * world_size) if training else -(-shards.samples // batch_size)
+        if not self._batches:
+            raise ValueError(f"{shards.samples} images are fewer than one batch of {batch_size * world_size}")
+        self._stream: _Stream[Batch] = _Stream(
+            shards.urls, sample, collate, batch_size, self._batches if training else None, seed, rank, world_size
+        )
+        self._workers = workers
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from number `start` on.
+
+        Raises:
+            ImageError: For an unreadable image where `strict`, or for many in one batch.
+        """
+        self._stream.epoch, self._stream.start = epoch, start
+        loader: DataLoader[tuple[Batch | None, list[str]]] = DataLoader(
+            self._stream, batch_size=None, num_workers=self._workers
+        )
+        yield from report_skipped(loader, self.skipped, self.strict)
+
+
+class _Stream(IterableDataset[tuple[Any, list[str]]], Generic[Batch]):
+    """What one loader process reads. Batch number b comes from stream ``b mod workers`` of this training process."""
+
+    def __init__(
+        self,
+        urls: tuple[str, ...],
+        sample: Callable[[Image.Image, int, str], Any],
+        collate: Callable[[list[Any]], Batch],
+        batch_size: int,
+        batches: int | None,
+        seed: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.urls, self.sample, self.collate = urls, sample, collate
+        self.batch_size, self.batches, self.seed = batch_size, batches, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = self.start = 0
+
+    def __iter__(self) -> Iterator[tuple[Any, list[str]]]:
+        info = get_worker_info()
+        workers, worker = (info.num_workers, info.id) if info else (1, 0)
+        stream = (self.start + worker) % workers  # the loader hands the first batch over from its process 0
+        number = self.rank * workers + stream
+        training = self.batches is not None
+        order = np.arange(len(self.urls))
+        if training:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.urls))
+        mine = [self.urls[i] for i in order[number :: self.world_size * workers]]
+        before = len(range(stream, self.start, workers))
+        numbers: Iterable[int] = count(before)
+        raw = _read(mine)
+        if self.batches is not None:
+            generator = random.Random(f"{self.seed}/{self.epoch}/{number}")
+            raw = chain.from_iterable(_shuffled(_read(mine), generator) for _ in count())
+            numbers = range(before, len(range(stream, self.batches, workers)))
+        raw = islice(raw, before * self.batch_size, None)
+        for i in numbers:
+            taken = list(islice(raw, self.batch_size))
+            if not taken:
+                return
+            with seeded(self.seed, self.epoch, number, i):
+                samples, problems = self._decoded(taken)
+            if training and samples:
+                samples += list(islice(cycle(samples), len(taken) - len(samples)))
+            yield (self.collate(samples) if samples else None), problems
+
+    def _decoded(self, taken: list[dict[str, Any]]) -> tuple[list[Any], list[str]]:
+        samples, problems = [], []
+        for fields in taken:
+            try:
+                samples.append(self.sample(*_decode(fields)))
+            except ImageError as error:
+                problems.append(str(error))
+        return samples, problems
+
+
+def _read(urls: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Undecoded samples: member extension → bytes."""
+    from webdataset.tariterators import tarfile_samples
+
+    return iter(tarfile_samples({"url": url} for url in urls))
+
+
+def _shuffled(samples: Iterator[dict[str, Any]], generator: random.Random) -> Iterator[dict[str, Any]]:
+    """Every sample once, in the order in which they leave a buffer at random."""
+    buffer = list(islice(samples, SHUFFLED))
+    for sample in samples:
+        i = generator.randrange(len(buffer))
+        buffer[i], leaving = sample, buffer[i]
+        yield leaving
+    generator.shuffle(buffer)
+    yield from buffer
+
+
+def _decode(fields: dict[str, Any]) -> tuple[Image.Image, int, str]:
+    name = f"{fields.get('__url__', '')}:{fields['__key__']}"
+    extension = next((e for e in IMAGES if e in fields), None)
+    if extension is None or "cls" not in fields:
+        raise ImageError(f"cannot read the sample {name}: it needs a .cls and one of {', '.join(IMAGES)}")
+    try:
+        label = int(fields["cls"])
+    except ValueError:
+        raise ImageError(f"cannot read the sample {name}: its .cls is not a number") from None
+    return read_image(name, io.BytesIO(fields[extension])), label, name

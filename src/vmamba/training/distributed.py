@@ -1,0 +1,142 @@
+"""The processes of a run: started by torchrun, or just this one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+#: Modules with fewer parameters than this are sharded together with the module around them.
+LEAST_SHARDED = 100_000
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Who takes part.
+
+    Attributes:
+        device: Where this process computes.
+        rank: Its number.
+        size: How many there are.
+    """
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes and prints."""
+        return self.rank == 0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Each value summed over the processes; a rendezvous."""
+        if self.size == 1:
+            return list(values)
+        double = torch.float64 if self.device.type != "mps" else torch.float32
+        total = torch.tensor(values, dtype=double, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every process, in order."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def from_first(self, value: Any) -> Any:
+        """The value that the first process has."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, device=self.device)
+        return box[0]
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[Processes]:
+    """Join the processes that torchrun started, if it did.
+
+    Args:
+        device: Kind of device; with several GPUs each process takes the one of its local rank.
+
+    Raises:
+        ValueError: If torchrun started more processes on this machine than it has GPUs.
+    """
+    size, rank, local = (int(os.environ.get(name, usual)) for name, usual in _ENVIRONMENT)
+    if "WORLD_SIZE" not in os.environ:
+        yield Processes(device)
+        return
+    if device.type == "cuda":
+        if local >= torch.cuda.device_count():
+            raise ValueError(f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}")
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    try:
+        if dist.get_world_size() != size or dist.get_rank() != rank:
+            raise ValueError(f"torchrun announced {size} processes, {dist.get_world_size()} have met")
+        yield Processes(device, rank, size)
+    finally:
+        dist.destroy_process_group()
+
+
+_ENVIRONMENT = (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
+
+
+def restarted() -> bool:
+    """Whether torchrun started these processes anew after one was lost."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def distribute(model: nn.Module, how: str, processes: Processes) -> nn.Module:
+    """The model to call in training.
+
+    Args:
+        model: On the device of this process; sharded in place by ``"fsdp"``.
+        how: ``"ddp"`` or ``"fsdp"``.
+        processes: Who takes part.
+
+    Raises:
+        ValueError: For ``"fsdp"`` without torchrun.
+    """
+    if how == "fsdp":
+        if not dist.is_initialized():
+            raise ValueError("distribution: fsdp needs several processes; launch with torchrun")
+        shard(model)
+        return model
+    if processes.size == 1:
+        return model
+    devices = [processes.device] if processes.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+
+
+def shard(model: nn.Module) -> None:
+    """FSDP2, in place: one group of parameters per block of a sequence of blocks, one for the rest."""
+    blocks = [b for m in model.modules() if isinstance(m, (nn.Sequential, nn.ModuleList)) for b in m.children()]
+    for block in reversed(blocks):  # inner ones first
+        if sum(p.numel() for p in block.parameters()) >= LEAST_SHARDED and not isinstance(block, nn.ModuleList):
+            fully_shard(block)
+    fully_shard(model)
+
+
+def without_sync(model: nn.Module, accumulating: bool) -> AbstractContextManager[Any]:
+    """While gradients are accumulated, processes need not exchange them."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(not accumulating)
+        return nullcontext()
+    if isinstance(model, DistributedDataParallel) and accumulating:
+        return model.no_sync()
+    return nullcontext()
