@@ -6,9 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from vmamba.model.checkpoint import Weights, config_path, save_weights
+from vmamba.model.checkpoint import Weights, config_path, read_checkpoint, save_weights
 from vmamba.model.config import VMambaConfig
 from vmamba.model.zoo import model_from_checkpoint
+from vmamba.tasks.dense_checkpoint import load_detector, load_segmenter, save_dense
+from vmamba.tasks.openmmlab_names import kind_of
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
@@ -30,7 +32,13 @@ def run(options: argparse.Namespace) -> int:
     if target.exists() and not options.force:
         raise ValueError(f"{target} exists; name another target, or replace it with --force")
     config = VMambaConfig.from_author_yaml(options.config) if options.config else None
-    model = model_from_checkpoint(options.source, options.model, weights=options.weights, config=config)
-    save_weights(model, target)
+    kind = kind_of(read_checkpoint(options.source, options.weights))
+    if kind == "classification":
+        save_weights(
+            model_from_checkpoint(options.source, options.model, weights=options.weights, config=config), target
+        )
+    else:
+        load = load_detector if kind == "detection" else load_segmenter
+        save_dense(load(options.source, options.model, backbone=config), target)
     print(f"wrote {target} and {config_path(target)}")
     return 0

@@ -53,9 +53,10 @@ def to_our_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Of a detector or segmenter only the backbone is taken.
     """
     state_dict = {_WRAPPERS.sub("", name): tensor for name, tensor in state_dict.items()}
-    if any(name.startswith("backbone.") for name in state_dict):
-        prefix = "backbone."
-        state_dict = {name[len(prefix) :]: t for name, t in state_dict.items() if name.startswith(prefix)}
+    for prefix in ("backbone.vmamba.", "backbone."):  # the first inside transformers
+        if any(name.startswith(prefix) for name in state_dict):
+            state_dict = {name[len(prefix) :]: t for name, t in state_dict.items() if name.startswith(prefix)}
+            break
     if not any(name.startswith(("patch_embed.", "layers.")) for name in state_dict):
         return dict(state_dict)
     ours = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -196,7 +195,8 @@ class MaskRCNN(nn.Module):
     ) -> dict[str, Tensor]:
         levels = [anchors(s.shape[2:], stride, s.device) for s, stride in zip(scores, _STRIDES, strict=True)]
         references = torch.cat(levels)
-        class_loss, box_loss, total = scores[0].new_zeros((), dtype=torch.float32), 0.0, 0
+        class_loss = box_loss = references.new_zeros(())
+        total = 0
         for i, (size, target) in enumerate(zip(sizes, targets, strict=True)):
             score = torch.cat([_rows(level[i], 1).flatten() for level in scores])
             offset = torch.cat([_rows(level[i], 4) for level in offsets])
@@ -247,7 +247,7 @@ class MaskRCNN(nn.Module):
         total = max(len(label), 1)
         kind = label[is_positive]
         rows = torch.arange(len(kind), device=kind.device)
-        of_kind = offsets[is_positive].view(len(kind), -1, 4)[rows, kind]
+        of_kind = offsets.view(len(label), len(self.config.classes), 4)[is_positive][rows, kind]
         masks = self.segment(maps, region[is_positive])
         truth = torch.cat(shapes)
         mask_loss = F.binary_cross_entropy_with_logits(masks[rows, kind], truth) if len(kind) else masks.sum() * 0
@@ -299,13 +299,3 @@ def _inside(grid: Size, stride: int, size: Size) -> Tensor:
     inside = torch.zeros((*grid, len(ASPECT_RATIOS)), dtype=torch.bool)
     inside[: -(-rows // stride), : -(-columns // stride)] = True
     return inside.flatten()
-
-
-def head_settings(state_dict: dict[str, Any]) -> dict[str, int]:
-    """Widths of a Mask R-CNN with these entries (our names): fields of `MaskRCNNConfig`, and ``num_classes``."""
-    return {
-        "channels": state_dict["fpn.inner_blocks.0.0.weight"].shape[0],
-        "box_channels": state_dict["box_head.fc6.weight"].shape[0],
-        "mask_channels": state_dict["mask_head.0.0.weight"].shape[0],
-        "num_classes": state_dict["class_score.weight"].shape[0] - 1,
-    }

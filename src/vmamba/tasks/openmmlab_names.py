@@ -52,8 +52,7 @@ def segmenter_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _translate(
     state_dict: Mapping[str, Tensor], backbone: str, renames: tuple[tuple[str, str], ...]
 ) -> dict[str, Tensor]:
-    inside = {n.replace(backbone, "backbone.", 1): t for n, t in state_dict.items()}
-    ours = {backbone + name: tensor for name, tensor in to_our_names(inside).items()}
+    ours = {backbone + name: tensor for name, tensor in to_our_names(state_dict).items()}
     for author_name, tensor in state_dict.items():
         if not author_name.startswith("backbone."):
             name = author_name

@@ -1,0 +1,1 @@
+"""VMamba inside other libraries; each module needs its library."""
