@@ -1,8 +1,8 @@
 """Boxes of a two-stage detector: anchors, offsets, assignment, suppression; with the conventions of MMDetection 3.
 
-A box is x1, y1, x2, y2 in pixels, pixel (i, j) being the unit square up to (i + 1, j + 1). The conventions are those that
-the authors' detectors were trained with; where torchvision's differ (rounded anchors, one-sided limits of the offsets,
-scales of the levels guessed from their sizes), results would too.
+A box is x1, y1, x2, y2 in pixels, pixel (i, j) being the unit square up to (i + 1, j + 1). The conventions are those
+that the authors' detectors were trained with; where torchvision's differ (rounded anchors, one-sided limits of the
+offsets, scales of the levels guessed from their sizes), results would too.
 """
 
 from __future__ import annotations
