@@ -71,6 +71,7 @@ class Choice:
 
 #: Every backend and what it is, the fastest first.
 BACKENDS = {
+    "triton": "Triton kernels for GPUs",
     "native": "C++ kernels for the CPU",
     "chunked": "portable PyTorch, any device",
     "reference": "the definition, a loop over the tokens; slow",
@@ -95,6 +96,13 @@ def select(device: torch.device) -> Choice:
     """The backend that answers for tensors on `device`, and why."""
     if _forced is not None:
         return Choice(_forced, "asked for with use_backend")
+    if device.type in ("cuda", "xpu"):  # cuda is ROCm's name too
+        problem = unavailable("triton")
+        if problem is None:
+            from vmamba.ops import triton  # installed, as it turned out
+
+            return Choice("triton", triton.describe())
+        return Choice("chunked", f"runs everywhere; the Triton kernels do not: {problem}")
     if device.type != "cpu":
         return Choice("chunked", f"runs everywhere; nothing faster is available for {device.type}")
     problem = unavailable("native")

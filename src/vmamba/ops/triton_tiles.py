@@ -1,0 +1,179 @@
+"""What the GPU kernels share: softplus, affine maps and their scans, the patches of an image, launching.
+
+A *tile* is ``[P steps, P lines, BLOCK channels]`` of float32: P × P tokens, each line of them consecutive on a route.
+With one thread for every line and channel, and loads of one channel per lane, Triton keeps the steps of a line within a
+thread, so a scan along them needs no exchange between threads. (The loads are that narrow because the kernels are not
+told what divides the number of channels: with wider ones the steps would be spread over the warps.)
+
+A token's step is the affine map ``h → a h + d`` of the state. Maps compose associatively, which is all that a scan over
+steps, over the lines of a tile, or over the tiles of an image needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import wrap_triton
+
+#: Whether kernels run in Triton's interpreter, on CPU tensors: decided by TRITON_INTERPRET=1 before triton is imported.
+INTERPRETED: bool = triton.knobs.runtime.interpret
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def softplus(z):
+    """log(1 + exp(z)), relative error below 5e-7: one exponential and a polynomial, which has no cancellation."""
+    u = tl.exp2(-tl.abs(z) * LOG2E)
+    p = -0.008539196103811264 * u + 0.04408959671854973
+    p = p * u - 0.10768167674541473
+    p = p * u + 0.17745240032672882
+    p = p * u - 0.24495463073253632
+    p = p * u + 0.33275479078292847
+    p = p * u - 0.4999740421772003
+    p = p * u + 0.9999998211860657  # log(1 + u) / u on [0, 1], minimax
+    return tl.maximum(z, 0.0) + u * p
+
+
+@triton.jit
+def sigmoid(z):
+    """The derivative of softplus, without cancellation."""
+    u = tl.exp2(-tl.abs(z) * LOG2E)
+    return tl.where(z >= 0, 1.0, u) / (1.0 + u)
+
+
+@triton.jit
+def _then(a1, d1, a2, d2):
+    return a2 * a1, a2 * d1 + d2
+
+
+@triton.jit
+def _then_keeping(a1, d1, m1, x1, a2, d2, m2, x2):
+    """Also the map up to, not including, the last step; ``m = 1, x = 0`` for a single step."""
+    return a2 * a1, a2 * d1 + d2, m2 * a1, m2 * d1 + x2
+
+
+@triton.jit
+def through(a, d, reverse: tl.constexpr):
+    """Composed maps from the start of axis 0 (the end, in reverse) up to and including each position."""
+    return tl.associative_scan((a, d), 0, _then, reverse=reverse)
+
+
+@triton.jit
+def before(a, d, reverse: tl.constexpr):
+    """Composed maps up to, not including, each position of axis 0."""
+    one, zero = tl.zeros_like(a) + 1.0, tl.zeros_like(a)
+    _, _, m, x = tl.associative_scan((a, d, one, zero), 0, _then_keeping, reverse=reverse)
+    return m, x
+
+
+@triton.jit
+def final(t, P: tl.constexpr, reverse: tl.constexpr):
+    """The last entry of axis 0 of a tile (the first, in reverse)."""
+    step = tl.arange(0, P)
+    return tl.sum(tl.where((step == (0 if reverse else P - 1))[:, None, None], t, 0.0), 0)
+
+
+@triton.jit
+def line_starts(a, h, P: tl.constexpr, reverse: tl.constexpr):
+    """State before each line of a tile, from a zero start of the first, and `through` of each line."""
+    _, start = before(final(a, P, reverse), final(h, P, reverse), reverse)
+    return start
+
+
+@triton.jit
+def patch_tokens(patch, height, width, COLUMNS: tl.constexpr, P: tl.constexpr):
+    """Image-order index of the tokens [P steps, P lines] of a patch, whether they exist, and their lines' segments.
+
+    Steps run along rows, or along columns. Segment g of a route is its g-th piece of a line, in the order
+    that the route visits them in forward direction.
+    """
+    across, down = tl.cdiv(width, P), tl.cdiv(height, P)
+    top, left = patch // across * P, patch % across * P
+    step, line = tl.arange(0, P)[:, None], tl.arange(0, P)[None, :]
+    lines = tl.arange(0, P)
+    if COLUMNS:
+        h, w = top + step, left + line
+        segment, exists = (left + lines) * down + patch // across, left + lines < width
+    else:
+        h, w = top + line, left + step
+        segment, exists = (top + lines) * across + patch % across, top + lines < height
+    return h * width + w, (h < height) & (w < width), segment, exists
+
+
+@triton.jit
+def project(
+    dbc,
+    weight,
+    bias,
+    patch,
+    height,
+    width,
+    channel,
+    channels,
+    k,
+    COLUMNS: tl.constexpr,
+    P: tl.constexpr,
+    BLOCK: tl.constexpr,
+    K: tl.constexpr,
+    N: tl.constexpr,
+    R: tl.constexpr,
+    RP: tl.constexpr,
+    DOT: tl.constexpr,
+    STORAGE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``z = W r + β`` of route k for every token of a patch [P, P, BLOCK]; Δ is its softplus.
+
+    A matrix product on the tensor cores. With half-precision storage r is what it is and the weight goes in as the sum
+    of two such numbers, so that nothing of it is lost but the last bits.
+    """
+    flat = tl.arange(0, P * P)
+    if COLUMNS:
+        h, w = patch // tl.cdiv(width, P) * P + flat // P, patch % tl.cdiv(width, P) * P + flat % P
+    else:
+        h, w = patch // tl.cdiv(width, P) * P + flat % P, patch % tl.cdiv(width, P) * P + flat // P
+    rank = tl.arange(0, RP)
+    r = tl.load(
+        dbc + (h * width + w)[:, None] * (K * (R + 2 * N)) + k * (R + 2 * N) + rank[None, :],
+        mask=((h < height) & (w < width))[:, None] & (rank < R)[None, :],
+        other=0.0,
+    ).to(DOT)
+    exists = channel < channels
+    full = tl.load(
+        weight + (k * channels + channel)[None, :] * R + rank[:, None],
+        mask=exists[None, :] & (rank < R)[:, None],
+        other=0.0,
+    ).to(tl.float32)
+    high = full.to(STORAGE)
+    z = tl.dot(r, high.to(DOT), input_precision=PRECISION)
+    if tl.float32 != STORAGE:
+        z = tl.dot(r, (full - high.to(tl.float32)).to(STORAGE).to(DOT), z, input_precision=PRECISION)
+    z += tl.load(bias + k * channels + channel, mask=exists, other=0.0).to(tl.float32)[None, :]
+    return tl.reshape(z, (P, P, BLOCK))
+
+
+def launch(kernel: Any, grid: tuple[int, ...], operands: Sequence[Any], warps: int, **constants: Any) -> None:
+    """Run a kernel, or record it where the operands are being traced."""
+    if not INTERPRETED and type(next(t for t in operands if isinstance(t, Tensor))) is not Tensor:
+        wrap_triton(kernel)[grid](*operands, **constants, num_warps=warps)
+    elif INTERPRETED:
+        kernel[grid](*operands, **constants)
+    else:  # multiply-adds are wanted; newer versions of Triton do not fuse them unasked
+        kernel[grid](*operands, **constants, num_warps=warps, enable_fp_fusion=True)
+
+
+def dot_types(dtype: torch.dtype) -> dict[str, Any]:
+    """How matrix products of tensors of `dtype` are computed: in their own type, accumulated in float32.
+
+    float32 products are split in three on NVIDIA's tensor cores, which lose nothing but the last bits. The interpreter
+    has no bfloat16 products, and computes all of them in float32.
+    """
+    storage = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}.get(dtype, tl.float32)
+    precision = "tf32x3" if torch.version.cuda and not INTERPRETED else "ieee"
+    return {"STORAGE": storage, "DOT": tl.float32 if INTERPRETED else storage, "PRECISION": precision}

@@ -1,0 +1,123 @@
+"""The Triton kernels against the definition in float64: on a GPU where there is one, else in Triton's interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import relative_error
+from operands import ss2d_operands
+from vmamba.ops import reference, select, ss2d_scan, use_backend
+from vmamba.ops.routes import PATTERNS
+
+triton = pytest.importorskip("triton")
+
+from interpreter import scan_whole_slices  # noqa: E402
+from vmamba.ops import triton as kernels  # noqa: E402
+from vmamba.ops import triton_ss2d, triton_tiles  # noqa: E402
+
+DEVICE = "cpu" if triton_tiles.INTERPRETED else "cuda"
+# One patch, a row or a column of patches, several both ways, with and without a remainder.
+GRIDS = [(1, 1), (3, 4), (1, 9), (7, 2), (5, 6), (8, 4)]
+# Storage rounds x once on the way in and y once on the way out; gradients collect several such roundings.
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
+
+
+@pytest.fixture(autouse=True)
+def triton_answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Patches and blocks small enough for images of a few tokens to need several."""
+    if triton_tiles.INTERPRETED:
+        monkeypatch.setattr(triton_ss2d, "tile", lambda height, width: ({"P": 4, "BLOCK": 4}, 1))
+        monkeypatch.setattr(triton_ss2d, "CHAIN", (2, 2))
+        scan_whole_slices(monkeypatch)
+    with use_backend("triton"):
+        yield
+
+
+def truth_and_result(operands: list[Tensor], pattern: str) -> tuple[list[Tensor], list[Tensor]]:
+    """Output and gradients of the float64 definition, by autograd, and of the operator as it is."""
+    leaves = [t.detach().to(DEVICE).requires_grad_() for t in operands]
+    exact = [t.detach().double().requires_grad_() for t in operands]
+    dy = torch.randn(operands[0].shape, generator=torch.Generator().manual_seed(1)).to(operands[0].dtype)
+    y_exact = reference.ss2d_scan(*exact, pattern)
+    truth = [y_exact.detach(), *torch.autograd.grad(y_exact, exact, dy.double())]
+    y = ss2d_scan(*leaves, pattern)
+    return truth, [t.cpu() for t in (y.detach(), *torch.autograd.grad(y, leaves, dy.to(DEVICE)))]
+
+
+def check(operands: list[Tensor], pattern: str = "cross") -> None:
+    tolerance = TOLERANCE[operands[0].dtype]
+    names = ("y", "x", "dbc", "dt_weight", "A", "D", "dt_bias")
+    for name, expected, got, like in zip(
+        names, *truth_and_result(operands, pattern), [operands[0], *operands], strict=True
+    ):
+        assert got.dtype == like.dtype
+        assert relative_error(got, expected) < tolerance, name
+
+
+@pytest.mark.parametrize("states", [1, 3])
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_ss2d(grid: tuple[int, int], states: int) -> None:
+    check(ss2d_operands(2, *grid, 6, states, 2, "cross", torch.float32))
+
+
+@pytest.mark.parametrize("grid", [(3, 4), (5, 9)], ids=str)
+@pytest.mark.parametrize("pattern", [name for name in PATTERNS if name != "cross"])
+def test_patterns(pattern: str, grid: tuple[int, int]) -> None:
+    check(ss2d_operands(1, *grid, 5, 1, 3, pattern, torch.float32), pattern)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("grid", [(3, 4), (5, 6)], ids=str)
+def test_storage_types(grid: tuple[int, int], dtype: torch.dtype) -> None:
+    check(ss2d_operands(2, *grid, 6, 2, 2, "cross", dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_storage_as_under_autocast(dtype: torch.dtype) -> None:
+    operands = ss2d_operands(1, 6, 5, 4, 1, 2, "cross", torch.float32)
+    check([*(t.to(dtype) for t in operands[:2]), *operands[2:]])
+
+
+def test_weights_keep_their_bits_beside_half_precision_activations() -> None:
+    """Only x and dbc are stored in bfloat16, and given: what is computed from them is exact to float32 until stored."""
+    operands = ss2d_operands(1, 3, 4, 4, 1, 2, "cross", torch.float32)
+    operands[1] = operands[1].bfloat16()
+    y = kernels.ss2d_scan(*(t.to(DEVICE) for t in operands), "cross")
+    assert relative_error(y.cpu(), reference.ss2d_scan(*(t.double() for t in operands), "cross")) < 2e-5
+
+
+@pytest.mark.parametrize("step", [50.0, -50.0], ids=["large Δ", "tiny Δ"])
+def test_extreme_steps_stay_finite_and_right(step: float) -> None:
+    operands = ss2d_operands(1, 5, 4, 4, 2, 2, "cross", torch.float32, step=step)
+    for expected, got in zip(*truth_and_result(operands, "cross"), strict=True):
+        assert got.isfinite().all()
+        assert relative_error(got, expected) < 1e-5  # Δ of exp(-50): rounding z changes it by 50 · 2^-24
+
+
+def test_non_contiguous_operands() -> None:
+    operands = ss2d_operands(2, 3, 5, 4, 2, 3, "cross", torch.float32)
+    check([t.transpose(0, -1).contiguous().transpose(0, -1) for t in operands])
+
+
+def test_float64_is_left_to_chunked() -> None:
+    operands = [t.to(DEVICE) for t in ss2d_operands(1, 3, 4, 4, 1, 2, "cross")]
+    y = ss2d_scan(*operands)
+    assert y.dtype == torch.float64
+    assert relative_error(y.cpu(), reference.ss2d_scan(*(t.cpu() for t in operands), "cross")) < 1e-12
+
+
+def test_it_answers_on_a_gpu() -> None:
+    with use_backend("triton"):
+        assert select(torch.device("cpu")).name == "triton"
+    assert kernels.describe().startswith(f"kernels of Triton {triton.__version__}")
+
+
+def test_other_devices_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "INTERPRETED", False)
+    with pytest.raises(ValueError, match="the triton kernels run on a GPU, the operands are on cpu") as caught:
+        ss2d_scan(*ss2d_operands(1, 2, 2, 4, 1, 2, "cross", torch.float32))
+    assert "\n" not in str(caught.value)
