@@ -59,6 +59,20 @@ def test_attention(capsys: pytest.CaptureFixture[str], tmp_path: Path, image: Pa
         assert np.array(route["row"]).sum() == pytest.approx(1, rel=1e-5)
 
 
+def test_erf(capsys: pytest.CaptureFixture[str], tmp_path: Path, image: Path, weights: Path) -> None:
+    arguments = ("resnet18", "--checkpoint", weights, "--image-size", 64, "--count", 2, "--device", "cpu")
+    analyze(capsys, tmp_path, "erf", *arguments)
+    rows = read_csv(tmp_path / "erf.csv")
+    assert [(row["model"], row["weights"]) for row in rows] == [
+        ("resnet18", "random weights"),
+        ("weights", "before training"),
+        ("weights", "after training"),
+    ]
+    assert rows[1] != rows[2] | {"weights": "before training"}
+    analyze(capsys, tmp_path, "erf", "resnet18", "--images", image, "--image-size", 64, "--device", "cpu")
+    assert read_csv(tmp_path / "erf.csv")[0]["images"] == "1"
+
+
 def test_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["analyze", "cost", "resnet5"]) == 2
     assert capsys.readouterr().err == "vmamba: error: unknown model 'resnet5'; do you mean 'resnet50'?\n"

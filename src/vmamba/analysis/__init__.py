@@ -2,14 +2,17 @@
 
 from vmamba.analysis.attention import Scan, attention_rows, block_scans, ss2d_layers
 from vmamba.analysis.cost import LayerCost, cost
+from vmamba.analysis.erf import ReceptiveField, receptive_field
 from vmamba.analysis.models import load_model
 
 __all__ = [
     "LayerCost",
+    "ReceptiveField",
     "Scan",
     "attention_rows",
     "block_scans",
     "cost",
     "load_model",
+    "receptive_field",
     "ss2d_layers",
 ]

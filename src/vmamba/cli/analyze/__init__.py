@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmamba.cli.analyze import attention, cost
+from vmamba.cli.analyze import attention, cost, erf
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
 
-ANALYSES = (attention, cost)
+ANALYSES = (attention, erf, cost)
 
 
 def add_to(commands: Commands) -> None:
