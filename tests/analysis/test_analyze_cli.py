@@ -59,6 +59,15 @@ def test_attention(capsys: pytest.CaptureFixture[str], tmp_path: Path, image: Pa
         assert np.array(route["row"]).sum() == pytest.approx(1, rel=1e-5)
 
 
+def test_activation(capsys: pytest.CaptureFixture[str], tmp_path: Path, image: Path, weights: Path) -> None:
+    arguments = ("--checkpoint", weights, "--image-size", 64, "--layer", "stages.1", "--position", "0,0.99")
+    analyze(capsys, tmp_path, "activation", image, *arguments)
+    found = json.loads((tmp_path / "activation.json").read_text())
+    assert (found["grid"], found["positions"][0]["position"]) == ([8, 8], [0, 7])
+    assert found["name"] == f"class {found['class']}"
+    assert np.array(found["class_activation"]).shape == (64, 64)
+
+
 def test_erf(capsys: pytest.CaptureFixture[str], tmp_path: Path, image: Path, weights: Path) -> None:
     arguments = ("resnet18", "--checkpoint", weights, "--image-size", 64, "--count", 2, "--device", "cpu")
     analyze(capsys, tmp_path, "erf", *arguments)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,8 +35,6 @@ def _save(figure: Figure, stem: Path) -> list[Path]:
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "vmamba"}):
         figure.savefig(paths[0], dpi=100)
         figure.savefig(paths[1], metadata={"Date": None})
-    with Image.open(paths[0]) as picture:  # 256 colours are enough, in a third of the bytes
-        picture.convert("RGB").quantize(dither=Image.Dither.NONE).save(paths[0], optimize=True)
     return paths
 
 
@@ -117,6 +114,57 @@ def attention(
     return _save(figure, stem)
 
 
+def activation(
+    image: NDArray[np.uint8],
+    positions: Sequence[tuple[int, int]],
+    similarity: NDArray[np.floating[Any]],
+    dependence: NDArray[np.floating[Any]],
+    seen: NDArray[np.floating[Any]],
+    stem: Path,
+    layer: str,
+    label: str,
+) -> list[Path]:
+    """A line per position (the image, similarity, dependence), and beside them where the class is seen.
+
+    Args:
+        image: (H, W, 3).
+        positions: (row, column) in the map of the layer.
+        similarity: (positions, h, w), cosines.
+        dependence: (positions, h', w'), not negative.
+        seen: Class activation, (H, W) in [0, 1].
+        stem: Where to write, without the ending.
+        layer: Its name.
+        label: Name of the class.
+    """
+    from matplotlib.colors import LogNorm
+
+    height, width = similarity.shape[1:]
+    figure = _figure(9.4, 2.1 * len(positions) * height / width + 0.9)
+    left, right = figure.subfigures(1, 2, width_ratios=(3.2, 1.5), squeeze=False)[0]
+    grid = left.subplots(len(positions), 3, squeeze=False)
+    box = (-0.5, width - 0.5, height - 0.5, -0.5)
+    for axes, (y, x), cosines, strengths in zip(grid, positions, similarity, dependence, strict=True):
+        axes[0].imshow(image, extent=box)
+        alike = axes[1].imshow(cosines, cmap="RdBu_r", vmin=-1, vmax=1, extent=box)
+        norm = LogNorm(1e-3, 1, clip=True)
+        share = axes[2].imshow(strengths / (strengths.max() or 1.0), norm=norm, cmap="viridis", extent=box)
+        for axis in axes:
+            axis.plot(x, y, marker="s", markersize=6, markerfacecolor="none", markeredgecolor="#D55E00", mew=1.6)
+            axis.set(xticks=[], yticks=[])
+    for axis, name in zip(grid[0], ("position", "similarity of output", "dependence on input"), strict=True):
+        axis.set_title(name, fontsize=10)
+    left.colorbar(alike, ax=grid[:, 1], label="cosine", location="bottom", shrink=0.9)
+    left.colorbar(share, ax=grid[:, 2], label="share of the largest", location="bottom", shrink=0.9)
+    left.suptitle(layer, fontsize=11)
+    axis = right.subplots()
+    axis.imshow(image)
+    shown = axis.imshow(seen, cmap="viridis", vmin=0, vmax=1, alpha=0.6)
+    axis.set(xticks=[], yticks=[])
+    right.colorbar(shown, ax=axis, label="Grad-CAM", location="bottom", shrink=0.9)
+    right.suptitle(label, fontsize=11)
+    return _save(figure, stem)
+
+
 def receptive_fields(
     maps: Mapping[str, NDArray[np.floating[Any]]],
     shares: Mapping[str, Sequence[float]],
@@ -141,7 +189,8 @@ def receptive_fields(
         axis.set_visible(False)
     for axis, (name, energy) in zip(grid.flat, maps.items(), strict=False):
         norm = LogNorm(1e-4, 1, clip=True)
-        shown = axis.imshow(energy / (energy.max() or 1.0), norm=norm, cmap="viridis", interpolation="nearest")
+        coarse = _coarser(energy, 112)
+        shown = axis.imshow(coarse / (coarse.max() or 1.0), norm=norm, cmap="viridis", interpolation="nearest")
         axis.set(xticks=[], yticks=[])
         axis.set_title(name, fontsize=9)
         held = (f"{level:.0%} in {share:.2%}" for level, share in zip(levels, shares[name], strict=True))
@@ -149,6 +198,13 @@ def receptive_fields(
     figure.suptitle("Effective receptive fields, and the share of the pixels that hold the energy", fontsize=11)
     figure.colorbar(shown, ax=grid, label="share of the largest", shrink=0.8)
     return _save(figure, stem)
+
+
+def _coarser(values: NDArray[np.floating[Any]], most: int) -> NDArray[np.floating[Any]]:
+    """Averages over squares, so that no side is longer than `most`; a remainder is left out."""
+    step = -(-max(values.shape) // most)
+    height, width = (side // step for side in values.shape)
+    return values[: height * step, : width * step].reshape(height, step, width, step).mean((1, 3))
 
 
 def _bare(axis: object) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmamba.cli.analyze import attention, cost, erf
+from vmamba.cli.analyze import activation, attention, cost, erf
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
 
-ANALYSES = (attention, erf, cost)
+ANALYSES = (attention, activation, erf, cost)
 
 
 def add_to(commands: Commands) -> None:
