@@ -16,6 +16,7 @@ from timm.data import Mixup, create_transform, resolve_data_config
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
+from vmamba.data.augmentation import training_transform
 from vmamba.data.classified import (
     ClassifiedImages,
     Sample,
@@ -203,9 +204,8 @@ class Classification:
 
     def train_loader(self) -> Loader:
         options = self.options
-        transform = create_transform(
+        transform = training_transform(
             self.image_size,
-            is_training=True,
             scale=options.crop_scale,
             ratio=options.crop_ratio,
             hflip=options.hflip,

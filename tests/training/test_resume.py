@@ -1,0 +1,79 @@
+"""A run that was stopped continues as if it had not been."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from training_runs import STEPS, assert_identical, last_state, losses, wait_for_step
+from vmamba.cli.train import INTERRUPTED
+from vmamba.training.loop import Run
+
+Train = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(images: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that the others are compared with."""
+    from vmamba.cli import main
+
+    output = tmp_path_factory.mktemp("uninterrupted") / "run"
+    command = ["train", "--recipe", recipe, "--data", images, "--output", output, "--device", "cpu"]
+    assert main([str(a) for a in command]) == 0
+    return output
+
+
+def same(one: Path, other: Path) -> None:
+    assert_identical(last_state(one), last_state(other))
+    assert losses(one) == losses(other)
+    assert len(losses(one)) == 3 * STEPS
+
+
+def test_killed_in_the_middle_of_an_epoch(train: Train, launch: Any, uninterrupted: Path, tmp_path: Path) -> None:
+    """With loader processes, which change nothing either."""
+    process = launch(tmp_path / "run", "--workers", 2)
+    wait_for_step(process, tmp_path / "run", STEPS + 5)
+    process.kill()
+    process.wait()
+    position = last_state(tmp_path / "run")["position"]
+    assert 0 < position["step"] < 3 * STEPS
+    assert train(tmp_path / "run", "--resume", "auto", "--workers", 1) == 0
+    same(tmp_path / "run", uninterrupted)
+
+
+def test_terminated(train: Train, launch: Any, uninterrupted: Path, tmp_path: Path) -> None:
+    process = launch(tmp_path / "run", "--set", "save_every=null")
+    wait_for_step(process, tmp_path / "run", 4)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED
+    assert "continue with --resume auto" in err
+    assert len(err.splitlines()) == 1
+    step = last_state(tmp_path / "run")["position"]["step"]
+    assert step >= 4
+    assert train(tmp_path / "run", "--resume", "auto") == 0
+    same(tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT], ids=lambda n: n.name)
+def test_warned(
+    train: Train, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """A cluster's warning, and a person's Ctrl-C: here raised inside the eleventh step."""
+    step = Run._step
+
+    def warned(run: Run, *arguments: Any) -> Any:
+        if run.position.step == 10:
+            signal.raise_signal(number)
+        return step(run, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_step", warned)
+        assert train(tmp_path / "run") == INTERRUPTED
+    assert last_state(tmp_path / "run")["position"]["step"] == 11
+    assert train(tmp_path / "run", "--resume", "auto") == 0
+    same(tmp_path / "run", uninterrupted)
