@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 #: Modules with fewer parameters than this are sharded together with the module around them.
 LEAST_SHARDED = 100_000
+#: How long processes wait for each other.
+PATIENCE = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -84,13 +88,37 @@ def joined(device: torch.device) -> Iterator[Processes]:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
+    store = _unused(store, rank, size)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     try:
-        if dist.get_world_size() != size or dist.get_rank() != rank:
-            raise ValueError(f"torchrun announced {size} processes, {dist.get_world_size()} have met")
         yield Processes(device, rank, size)
     finally:
         dist.destroy_process_group()
+
+
+def _unused(store: dist.Store, rank: int, size: int) -> dist.Store:
+    """A part of the store that no earlier start of these processes has written to.
+
+    PyTorch 2.15's torchrun keeps its store when it starts workers anew, and with it the addresses of dead ones. The
+    first process names a new part; the others take the name once it comes with the number that they answered with.
+    """
+    mine = uuid.uuid4().hex
+    if rank == 0:
+        store.set("vmamba/part", mine)
+        answers = [store.get(f"vmamba/{mine}/{other}").decode() for other in range(1, size)]  # waits for each
+        store.set(f"vmamba/{mine}/answers", ",".join(["", *answers]))
+        return dist.PrefixStore(mine, store)
+    end = time.monotonic() + PATIENCE.total_seconds()
+    while time.monotonic() < end:
+        part = store.get("vmamba/part").decode()
+        store.set(f"vmamba/{part}/{rank}", mine)
+        if store.check([f"vmamba/{part}/answers"]):
+            answers = store.get(f"vmamba/{part}/answers").decode().split(",")
+            if len(answers) == size and answers[rank] == mine:
+                return dist.PrefixStore(part, store)
+        time.sleep(0.05)
+    raise ValueError("the first process of the run did not come")
 
 
 _ENVIRONMENT = (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
