@@ -167,7 +167,7 @@ class Classification:
                 raise ValueError("which model? give --model NAME; 'vmamba models' lists them")
             options = {**job.model_options, "num_classes": self.num_classes}
             return create_model(job.model, pretrained=job.pretrained, **options)
-        found = model_from_checkpoint(job.checkpoint, job.model)
+        found = model_from_checkpoint(job.checkpoint, job.model, weights=job.weights)
         model = VMamba(dataclasses.replace(found.config, **job.model_options))
         model.load_state_dict(found.state_dict())
         if not self.options.keep_head:
@@ -196,7 +196,24 @@ class Classification:
 
     @cached_property
     def _classes(self) -> dict[str, int]:
-        return {} if self.options.format == "shards" else class_numbers(self._train_reader)
+        """Class name → number: of the training split, where there is one."""
+        if self.options.format == "shards":
+            return {}
+        if self.options.format == "folder" and find_split(self.job.data, "train") is None:
+            return class_numbers(open_folder(self._val_path))
+        return class_numbers(self._train_reader)
+
+    @property
+    def _val_path(self) -> str:
+        path = find_split(self.job.data, "val")
+        if path is not None:
+            return path
+        if find_split(self.job.data, "train") is None:
+            return self.job.data  # class folders without a split above them
+        raise ValueError(
+            f"{self.job.data}: has no validation split; put images into {self.job.data}/val, "
+            "or hold some of the training images out: --set holdout=0.2"
+        )
 
     @cached_property
     def _held_out(self) -> tuple[list[int], list[int]]:
@@ -230,13 +247,7 @@ class Classification:
         elif options.format == "huggingface":
             reader, chosen = open_hugging_face(self.job.data, options.val_split), None
         else:
-            path = find_split(self.job.data, "val")
-            if path is None:
-                raise ValueError(
-                    f"{self.job.data}: has no validation split; put images into {self.job.data}/val, "
-                    "or hold some of the training images out: --set holdout=0.2"
-                )
-            reader, chosen = open_folder(path, self._classes), None
+            reader, chosen = open_folder(self._val_path, self._classes), None
         return self._indexed(ClassifiedImages(reader, transform, chosen), training=False)
 
     def eval_transform(self, image_size: int) -> Callable[[Image.Image], Tensor]:

@@ -73,6 +73,7 @@ def job_of(recipe: Recipe, processes: Processes) -> Job:
         model=recipe.model,
         model_options=recipe.model_options,
         checkpoint=Path(recipe.checkpoint) if recipe.checkpoint else None,
+        weights=recipe.weights,
         pretrained=recipe.pretrained,
         batch_size=recipe.batch_size // parts,
         workers=recipe.workers,

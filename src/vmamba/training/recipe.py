@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from vmamba.model.checkpoint import Weights
 from vmamba.tasks import task_class
 
 #: The recipe of ``vmamba train`` where none is named.
@@ -29,6 +30,7 @@ class Recipe:
         model: Name of the backbone, see ``vmamba models``.
         model_options: Overrides of its configuration: ``{drop_path_rate: 0.2}``.
         checkpoint: Weights to start from.
+        weights: Which of the checkpoint's weights: ``"model"``, ``"model_ema"``, or ``"auto"``.
         pretrained: Start from the authors' ImageNet-1K weights of the model.
         options: Those of the task.
         epochs: Passes over the training images.
@@ -67,6 +69,7 @@ class Recipe:
     model: str | None = None
     model_options: dict[str, Any] = field(default_factory=dict)
     checkpoint: str | None = None
+    weights: Weights = "auto"
     pretrained: bool = False
     options: Any = None
     epochs: int = 30
@@ -182,9 +185,10 @@ def load_recipe(name: str = DEFAULT, overrides: Mapping[str, Any] | None = None)
     if not isinstance(values, dict):
         raise ValueError(f"{path}: a recipe is a mapping of fields, this is {type(values).__name__}")
     try:
-        return recipe_from(values, overrides)
+        recipe = recipe_from(values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    return recipe_from(values, overrides) if overrides else recipe
 
 
 def recipe_from(values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Recipe:

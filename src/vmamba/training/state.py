@@ -69,7 +69,7 @@ class Learner:
         with _quiet():
             return {
                 "model": get_model_state_dict(self.model, options=whole),
-                "ema": get_model_state_dict(self.ema.module, options=whole) if self.ema else None,
+                "model_ema": get_model_state_dict(self.ema.module, options=whole) if self.ema else None,
                 "optimizer": get_optimizer_state_dict(self.model, self.optimizer, options=whole),
                 "scaler": self.scaler.state_dict(),
             }
@@ -85,7 +85,7 @@ class Learner:
             try:
                 set_model_state_dict(self.model, state.get("model", {}), options=whole)
                 if self.ema:
-                    set_model_state_dict(self.ema.module, state.get("ema", {}), options=whole)
+                    set_model_state_dict(self.ema.module, state.get("model_ema", {}), options=whole)
                 set_optimizer_state_dict(self.model, self.optimizer, state.get("optimizer", {}), options=whole)
             except (RuntimeError, KeyError, ValueError, TypeError) as error:
                 raise CheckpointError(f"the checkpoint does not fit this run: {str(error).splitlines()[0]}") from None
