@@ -211,9 +211,12 @@ class _Stream(IterableDataset[tuple[Any, list[str]]], Generic[Batch]):
 
 def _read(urls: Iterable[str]) -> Iterator[dict[str, Any]]:
     """Undecoded samples: member extension → bytes."""
-    from webdataset.tariterators import tarfile_samples
+    from webdataset import gopen
+    from webdataset.tariterators import group_by_keys, tar_file_iterator
 
-    return iter(tarfile_samples({"url": url} for url in urls))
+    for url in urls:
+        with gopen(url) as stream:
+            yield from group_by_keys({**member, "__url__": url} for member in tar_file_iterator(stream))
 
 
 def _shuffled(samples: Iterator[dict[str, Any]], generator: random.Random) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,129 @@
+"""Shards made here, read by several processes with several loader processes each."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vmamba.data.images import ImageError
+from vmamba.data.shards import ShardLoader, find_shards
+
+SHARDS, LENGTH = 8, 12
+
+
+def write_shard(path: Path, first: int, count: int, broken: int | None = None) -> None:
+    """Grey images whose level is their number."""
+    with tarfile.open(path, "w") as file:
+        for number in range(first, first + count):
+            content = io.BytesIO()
+            Image.fromarray(np.full((8, 8), number, np.uint8)).save(content, "PNG")
+            pixels = b"not an image" if number == broken else content.getvalue()
+            for name, data in ((f"{number:04d}.png", pixels), (f"{number:04d}.cls", str(number % 5).encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                file.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "train").mkdir()
+    for i in range(SHARDS):
+        write_shard(tmp_path / "train" / f"{i:03d}.tar", i * LENGTH, LENGTH)
+    return tmp_path
+
+
+def sample(image: Image.Image, label: int, name: str) -> tuple[int, int, float]:
+    """Its number, its class, and something random."""
+    number = int(np.asarray(image)[0, 0, 0])
+    assert label == number % 5
+    assert f"{number:04d}" in name
+    return number, label, float(torch.rand(()))
+
+
+def loader(
+    root: Path, rank: int = 0, world_size: int = 1, **options: object
+) -> ShardLoader[list[tuple[int, int, float]]]:
+    settings: dict[str, object] = {"batch_size": 4, "training": True, "workers": 2, "seed": 3, **options}
+    shards = find_shards(str(root), "train")
+    return ShardLoader(shards, sample, list, rank=rank, world_size=world_size, **settings)  # type: ignore[arg-type]
+
+
+def numbers(batches: Iterator[list[tuple[int, int, float]]]) -> list[int]:
+    return [number for batch in batches for number, _, _ in batch]
+
+
+def test_two_processes_of_two_workers_see_every_sample_once(root: Path) -> None:
+    orders = []
+    for epoch in (0, 1):
+        parts = [numbers(loader(root, rank, 2).batches(epoch)) for rank in (0, 1)]
+        assert len(parts[0]) == len(parts[1]) == SHARDS * LENGTH // 2
+        assert sorted(parts[0] + parts[1]) == list(range(SHARDS * LENGTH))
+        orders.append(parts[0] + parts[1])
+    assert orders[0] != orders[1]
+    assert orders[0] != sorted(orders[0])
+
+
+def test_validation_sees_every_sample_once(root: Path) -> None:
+    """Also where shards, samples and batches do not divide."""
+    write_shard(root / "train" / "900.tar", SHARDS * LENGTH, 5)
+    parts = [numbers(loader(root, rank, 2, training=False).batches(0)) for rank in (0, 1)]
+    assert sorted(parts[0] + parts[1]) == list(range(SHARDS * LENGTH + 5))
+
+
+@pytest.mark.parametrize("start", [1, 7])
+def test_starts_at_any_batch(root: Path, start: int) -> None:
+    """With the same samples, drawn the same."""
+    whole = list(loader(root).batches(1))
+    assert list(loader(root).batches(1, start)) == whole[start:]
+
+
+def test_uneven_shards_leave_processes_in_step(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    for i, count in enumerate((3, 20, 9, 8)):
+        write_shard(tmp_path / "train" / f"{i}.tar", 20 * i, count)
+    loaders = [loader(tmp_path, rank, 2) for rank in (0, 1)]
+    for one in loaders:
+        assert len(one) == 40 // 8 == len(list(one.batches(0)))
+
+
+def test_unreadable_images_are_replaced_and_listed(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    write_shard(tmp_path / "train" / "0.tar", 0, 12, broken=5)
+    found = loader(tmp_path, workers=0)
+    got = numbers(found.batches(0))
+    assert len(got) == 12
+    assert set(got) == set(range(12)) - {5}
+    assert len(found.skipped) == 1
+    assert "0005" in found.skipped[0]
+    with pytest.raises(ImageError, match="0005"):
+        list(loader(tmp_path, workers=0, strict=True).batches(0))
+
+
+def test_information_file(root: Path) -> None:
+    """timm's `_info.json` names the shards, so that nothing needs to be counted."""
+    names = sorted(p.name for p in (root / "train").glob("*.tar"))
+    split = {"filenames": [f"train/{name}" for name in names[:2]], "shard_lengths": [LENGTH] * 2}
+    (root / "_info.json").write_text(json.dumps({"splits": {"train": split}}))
+    assert find_shards(str(root), "train").samples == 2 * LENGTH
+    with pytest.raises(ValueError, match=r"_info\.json: has no 'val'; it must list filenames"):
+        find_shards(str(root), "val")
+
+
+def test_impossible(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="8 shards cannot feed 9 loader processes"):
+        loader(root, workers=9)
+    with pytest.raises(ValueError, match="96 images are fewer than one batch of 200"):
+        loader(root, batch_size=200)
+    with pytest.raises(ValueError, match="no shards nothing/"):
+        find_shards(str(tmp_path), "nothing")
+    (root / "train" / "bad.tar").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match=r"bad\.tar: cannot read the shard"):
+        find_shards(str(root), "train")

@@ -1,0 +1,134 @@
+"""Recipes: the released ones say what was published; every field can be overridden."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import vmamba
+from conftest import GOLDEN
+from vmamba.cli import main
+from vmamba.tasks import TASKS, task_class
+from vmamba.training.distributed import Processes
+from vmamba.training.loop import job_of
+from vmamba.training.optimizer import build_optimizer, build_schedule
+from vmamba.training.recipe import Recipe, list_recipes, load_recipe, parse_overrides, recipe_from
+
+IMAGENET = [name for name in list_recipes() if name.startswith("imagenet/")]
+STEPS = 1281167 // 1024
+
+#: Published by the authors: drop path, top-1.
+PUBLISHED = {
+    "vanilla_vmamba_tiny": (0.2, 82.2),
+    "vanilla_vmamba_small": (0.3, 83.5),
+    "vanilla_vmamba_base": (0.6, 83.7),
+    "vmamba_tiny_s2l5": (0.2, 82.5),
+    "vmamba_small_s2l15": (0.3, 83.6),
+    "vmamba_base_s2l15": (0.6, 83.9),
+    "vmamba_tiny_s1l8": (0.2, 82.6),
+    "vmamba_small_s1l20": (0.3, 83.3),
+    "vmamba_base_s1l20": (0.5, 83.8),
+}
+
+
+def test_every_released_model_has_a_recipe() -> None:
+    assert {name.removeprefix("imagenet/") for name in IMAGENET} == PUBLISHED.keys()
+    released = json.loads((GOLDEN / "released.json").read_text())
+    assert PUBLISHED.keys() <= set(released) | set(vmamba.list_models())
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_published_setting(name: str) -> None:
+    recipe, model = load_recipe(name), name.removeprefix("imagenet/")
+    drop_path, top1 = PUBLISHED[model]
+    assert recipe.model == model
+    assert recipe.model_options == {"drop_path_rate": drop_path}
+    assert recipe.ema == (None if model == "vanilla_vmamba_tiny" else 0.9999)
+    assert (recipe.epochs, recipe.batch_size, recipe.optimizer) == (300, 1024, "adamw")
+    assert (recipe.betas, recipe.eps, recipe.weight_decay, recipe.clip_grad) == ((0.9, 0.999), 1e-8, 0.05, 5.0)
+    options = recipe.options
+    assert (options.mixup, options.cutmix, options.mix_switch, options.label_smoothing) == (0.8, 1.0, 0.5, 0.1)
+    assert (options.auto_augment, options.color_jitter) == ("rand-m9-mstd0.5-inc1", 0.4)
+    assert (options.random_erasing, options.interpolation, options.image_size) == (0.25, "bicubic", 224)
+
+    text = (Path(str(resources.files("vmamba.recipes"))) / f"{name}.yaml").read_text()
+    head = text.split("task:")[0]
+    for said in ("arXiv:2401.10166", f"top-1 {top1} %", "hours", "A100", "Not run here", f"--recipe {name}"):
+        assert said in head
+
+
+def test_published_learning_rates() -> None:
+    """1e-3 at a batch of 1024 after 20 epochs from 1e-6, cosine to 1e-5 at the end."""
+    recipe = load_recipe("imagenet/vmamba_tiny_s1l8")
+    parameter = torch.nn.Parameter(torch.zeros(2, 2))
+    optimizer = torch.optim.AdamW([parameter], lr=recipe.lr * recipe.lr_scale)
+    schedule = build_schedule(optimizer, recipe, STEPS)
+
+    def rate(epoch: float) -> float:
+        schedule.step_update(int(epoch * STEPS))
+        return float(optimizer.param_groups[0]["lr"])
+
+    assert rate(0) == pytest.approx(1e-6)
+    assert rate(10) == pytest.approx((1e-3 + 1e-6) / 2, rel=1e-3)
+    assert rate(20) == pytest.approx(1e-3)
+    assert rate(160) == pytest.approx((1e-3 + 1e-5) / 2, rel=1e-3)  # half of the cosine
+    assert rate(300 - 1 / STEPS) == pytest.approx(1e-5, rel=1e-3)
+
+
+def test_what_is_not_decayed() -> None:
+    recipe = load_recipe("imagenet/vmamba_tiny_s1l8")
+    model = vmamba.create_model("vmamba_pico", num_classes=3)
+    optimizer = build_optimizer(model, recipe)
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed = {names[id(p)] for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
+    free = set(names.values()) - decayed
+    assert {g["weight_decay"] for g in optimizer.param_groups} == {0.0, 0.05}
+    assert all(name.endswith((".bias", "A_log", ".D", "dt_proj_bias")) or "norm" in name for name in free)
+    assert not any(name.endswith(("bias", "A_log", ".D")) or "norm" in name for name in decayed)
+    assert any("conv" in name for name in decayed)
+
+
+def test_layer_decay() -> None:
+    recipe = load_recipe(overrides={"layer_decay": 0.5, "lr": 1.0})
+    model = vmamba.create_model("vmamba_pico", num_classes=3)
+    scale = {id(p): g["lr_scale"] for g in build_optimizer(model, recipe).param_groups for p in g["params"]}
+    assert scale[id(model.head.fc.weight)] == 1
+    assert scale[id(model.stem.conv1.weight)] == min(scale.values()) < 0.1
+
+
+def test_print_config_can_be_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is printed, read again, is the same recipe; overrides are in it."""
+    arguments = ["train", "--recipe", "imagenet/vmamba_tiny_s1l8", "--data", "2024", "--lr", "1e-3"]
+    arguments += ["--set", "hflip=0", "crop_scale=[0.5, 1]", "ema=null", "--strict", "--print-config"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "mine.yaml").write_text(printed)
+    recipe = load_recipe(str(tmp_path / "mine.yaml"))
+    assert (recipe.data, recipe.lr, recipe.ema, recipe.strict) == ("2024", 1e-3, None, True)
+    assert (recipe.options.hflip, recipe.options.crop_scale) == (0.0, (0.5, 1.0))
+    assert recipe.to_yaml() == printed
+    assert set(yaml.safe_load(printed)) == set(Recipe.__dataclass_fields__)
+
+
+def test_no_option_of_a_task_hides_a_field() -> None:
+    for name in TASKS:
+        assert not set(task_class(name).Options.__dataclass_fields__) & set(Recipe.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_recipes_are_valid(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe_from(recipe.as_dict()) == recipe
+    job = job_of(load_recipe(name, {"data": "somewhere"}), Processes(torch.device("cpu"), rank=1, size=2))
+    assert job.batch_size * 2 == recipe.batch_size
+
+
+def test_overrides_are_yaml() -> None:
+    assert parse_overrides(["a=1", "b=x=y", "c-d=[1, 2]", "e=null", "f="]) == {
+        "a": 1, "b": "x=y", "c_d": [1, 2], "e": None, "f": None,
+    }  # fmt: skip
