@@ -82,6 +82,19 @@ def test_erf(capsys: pytest.CaptureFixture[str], tmp_path: Path, image: Path, we
     assert read_csv(tmp_path / "erf.csv")[0]["images"] == "1"
 
 
+def test_throughput(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ("vmamba_pico", "test_convnext", "--image-size", 64, "--batch-size", 2, "--rounds", 2)
+    analyze(capsys, tmp_path, "throughput", *arguments, "--mode", "inference", "--device", "cpu")
+    rows = read_csv(tmp_path / "throughput.csv")
+    assert [row["model"] for row in rows] == ["vmamba_pico", "test_convnext"]
+    assert float(rows[0]["images_per_s"]) == pytest.approx(2e3 / float(rows[0]["ms"]), rel=1e-2)
+
+
+def test_scaling(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    analyze(capsys, tmp_path, "scaling", "vmamba_pico", "--sizes", 96, 64, "--rounds", 2, "--device", "cpu")
+    assert [row["height"] for row in read_csv(tmp_path / "scaling.csv")] == ["64", "96"]
+
+
 def test_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["analyze", "cost", "resnet5"]) == 2
     assert capsys.readouterr().err == "vmamba: error: unknown model 'resnet5'; do you mean 'resnet50'?\n"

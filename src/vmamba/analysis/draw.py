@@ -200,6 +200,120 @@ def receptive_fields(
     return _save(figure, stem)
 
 
+def throughput(rows: Sequence[Mapping[str, Any]], stem: Path, title: str) -> list[Path]:
+    """Bars of images per second with their quartiles, and of peak memory; a line of panels per mode.
+
+    Args:
+        rows: With model, mode, batch, ms, ms_low, ms_high and peak_memory_mib.
+        stem: Where to write, without the ending.
+        title: Title.
+    """
+    modes = list(dict.fromkeys(row["mode"] for row in rows))
+    names = list(dict.fromkeys(row["model"] for row in rows))
+    figure = _figure(9.5, len(modes) * (0.9 + 0.3 * len(names)) + 0.4)
+    grid = figure.subplots(len(modes), 2, squeeze=False, sharey=True)
+    for (speed, memory), mode in zip(grid, modes, strict=True):
+        chosen = [row for row in rows if row["mode"] == mode]
+        labels, colours = [row["model"] for row in chosen], [COLOURS[names.index(row["model"])] for row in chosen]
+        median, low, high = ([1e3 * row["batch"] / row[key] for row in chosen] for key in ("ms", "ms_high", "ms_low"))
+        spread = [[m - a for m, a in zip(median, low, strict=True)], [b - m for m, b in zip(median, high, strict=True)]]
+        speed.barh(labels, median, xerr=spread, color=colours, error_kw={"lw": 1, "capsize": 3})
+        speed.set_xlabel(f"{mode}, images/s (median, quartiles)")
+        memory.barh(labels, [row["peak_memory_mib"] or 0 for row in chosen], color=colours)
+        memory.set_xlabel(f"{mode}, peak memory above the model, MiB")
+        _bare(speed)
+        _bare(memory)
+    grid[0, 0].invert_yaxis()
+    figure.suptitle(title, fontsize=11)
+    return _save(figure, stem)
+
+
+def scaling(rows: Sequence[Mapping[str, Any]], stem: Path, title: str) -> list[Path]:
+    """Time and peak memory per pixel against the side of the image: flat where the cost grows linearly.
+
+    Args:
+        rows: As `throughput`, with height and width.
+        stem: Where to write, without the ending.
+        title: Title.
+    """
+    modes = list(dict.fromkeys(row["mode"] for row in rows))
+    names = list(dict.fromkeys(row["model"] for row in rows))
+    figure = _figure(9.5, 3.4 * len(modes) + 0.6)
+    grid = figure.subplots(len(modes), 2, squeeze=False)
+    for axes, mode in zip(grid, modes, strict=True):
+        for name, colour, marker in zip(names, COLOURS, "osD^vP*X", strict=False):
+            chosen = [row for row in rows if (row["mode"], row["model"]) == (mode, name)]
+            sides = [row["height"] for row in chosen]
+            pixels = [row["batch"] * row["height"] * row["width"] for row in chosen]
+            times = [row["ms"] * 1e6 / p for row, p in zip(chosen, pixels, strict=True)]
+            axes[0].plot(sides, times, marker=marker, color=colour, label=name)
+            memory = [float(row["peak_memory_mib"] or "nan") * 2**20 / p for row, p in zip(chosen, pixels, strict=True)]
+            axes[1].plot(sides, memory, marker=marker, color=colour)
+        for axis, what in zip(axes, ("time per pixel, ns", "peak memory per pixel, bytes"), strict=True):
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(sides, list(map(str, sides)))
+            axis.minorticks_off()
+            axis.set_ylim(bottom=0)
+            axis.set_xlabel("side of the image, pixels")
+            axis.set_ylabel(f"{mode}: {what}")
+            _bare(axis)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    return _save(figure, stem)
+
+
+def scans(rows: Sequence[Mapping[str, Any]], each: Sequence[Mapping[str, Any]], stem: Path, title: str) -> list[Path]:
+    """A point per seed and a bar at their mean, one panel per task.
+
+    Args:
+        rows: With task, scan and mean (per cent).
+        each: With task, scan, seed and accuracy (a share).
+        stem: Where to write, without the ending.
+        title: Title.
+    """
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    figure = _figure(4.0 * len(tasks) + 0.5, 3.4)
+    for axis, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+        chosen = [row for row in rows if row["task"] == task]
+        for x, (row, colour) in enumerate(zip(chosen, COLOURS, strict=False)):
+            values = [100 * o["accuracy"] for o in each if (o["task"], o["scan"]) == (task, row["scan"])]
+            axis.hlines(row["mean"], x - 0.25, x + 0.25, color=colour, linewidth=3)
+            axis.plot([x] * len(values), values, "o", color="white", markeredgecolor=colour, markersize=6)
+            axis.annotate(f"{row['mean']:.1f}", (x + 0.28, row["mean"]), va="center", fontsize=9)
+        axis.set_xticks(range(len(chosen)), [row["scan"] for row in chosen], fontsize=9)
+        axis.set_xlim(-0.5, len(chosen) - 0.2)
+        axis.set_title(task, fontsize=11)
+        axis.set_ylabel("accuracy on test images, %")
+        _bare(axis)
+    figure.suptitle(title, fontsize=11)
+    return _save(figure, stem)
+
+
+def steps(rows: Sequence[Mapping[str, Any]], stem: Path, title: str) -> list[Path]:
+    """Images per second of each step, from top to bottom, on a logarithmic scale.
+
+    Args:
+        rows: With step, backend, macs, batch, ms, ms_low and ms_high.
+        stem: Where to write, without the ending.
+        title: Title.
+    """
+    figure = _figure(9, 0.42 * len(rows) + 1.2)
+    axis = figure.subplots()
+    labels = [f"{row['step']} ({row['backend']})" for row in rows]
+    median, low, high = ([1e3 * row["batch"] / row[key] for row in rows] for key in ("ms", "ms_high", "ms_low"))
+    spread = [[m - a for m, a in zip(median, low, strict=True)], [b - m for m, b in zip(median, high, strict=True)]]
+    axis.barh(labels, median, xerr=spread, color=COLOURS[0], error_kw={"lw": 1, "capsize": 3})
+    axis.set_xscale("log")
+    for y, (row, value, most) in enumerate(zip(rows, median, high, strict=True)):
+        axis.annotate(f"  {value:.3g}   ({row['macs'] / 1e9:.1f} G)", (max(value, most), y), va="center", fontsize=9)
+    axis.set_xlim(right=max(high) * 4)
+    axis.invert_yaxis()
+    axis.set_xlabel("images/s (median, quartiles); in brackets multiply-adds")
+    axis.set_title(title, fontsize=11)
+    _bare(axis)
+    return _save(figure, stem)
+
+
 def _coarser(values: NDArray[np.floating[Any]], most: int) -> NDArray[np.floating[Any]]:
     """Averages over squares, so that no side is longer than `most`; a remainder is left out."""
     step = -(-max(values.shape) // most)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmamba.cli.analyze import activation, attention, cost, erf
+from vmamba.cli.analyze import activation, attention, cost, erf, scaling, scans, steps, throughput
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
 
-ANALYSES = (attention, activation, erf, cost)
+ANALYSES = (attention, activation, erf, cost, throughput, scaling, scans, steps)
 
 
 def add_to(commands: Commands) -> None:

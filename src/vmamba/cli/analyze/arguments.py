@@ -6,11 +6,19 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+from rich.table import Table
 from torch import nn
 
 from vmamba.analysis.attention import ss2d_layers
 from vmamba.analysis.models import load_model
+from vmamba.analysis.tables import Row
+from vmamba.analysis.throughput import Speed
 from vmamba.cli.arguments import positive
+
+#: VMamba-T and its peers in timm.
+PEERS = ("vmamba_tiny_s1l8", "resnet50", "convnext_tiny", "swin_tiny_patch4_window7_224", "deit_small_patch16_224")
+MODES = ("inference", "training")
 
 
 def size(text: str) -> tuple[int, int]:
@@ -68,6 +76,50 @@ def add_image_size(parser: argparse.ArgumentParser, default: str = "224") -> Non
     parser.add_argument(
         "--image-size", type=size, default=default, metavar="PIXELS", help=f"side, or HxW (default {default})"
     )
+
+
+def add_timing(parser: argparse.ArgumentParser, modes: Sequence[str] = MODES) -> None:
+    parser.add_argument(
+        "models", nargs="*", default=PEERS, metavar="MODEL", help=f"ours or timm's (default: {' '.join(PEERS)})"
+    )
+    parser.add_argument("--mode", nargs="+", choices=MODES, default=modes, help=f"default: {' '.join(modes)}")
+    parser.add_argument("--rounds", type=positive, default=11, metavar="N", help="timed steps of each (default 11)")
+    parser.add_argument("--channels-last", action="store_true", help="give timm's models channels-last memory")
+    parser.add_argument("--device", help="cpu, cuda, mps … (default: the fastest there is)")
+
+
+def speed_row(speed: Speed, memory: int | None) -> Row:
+    """A line of a table of speeds."""
+    timing = speed.timing
+    return {
+        "model": speed.model,
+        "mode": MODES[speed.training],
+        "height": speed.image_size[0],
+        "width": speed.image_size[1],
+        "batch": speed.batch,
+        "images_per_s": round(speed.images_per_second, 3),
+        "ms": round(timing.median * 1e3, 3),
+        "ms_low": round(timing.low * 1e3, 3),
+        "ms_high": round(timing.high * 1e3, 3),
+        "peak_memory_mib": "" if memory is None else round(memory / 2**20, 1),
+    }
+
+
+def print_speeds(rows: Sequence[Row]) -> None:
+    table = Table("model", "mode", "image", "batch", "images/s", "ms (quartiles)", "peak memory, MiB")
+    for i, row in enumerate(rows):
+        after = rows[i + 1] if i + 1 < len(rows) else row
+        table.add_row(
+            str(row["model"]),
+            str(row["mode"]),
+            f"{row['height']}×{row['width']}",
+            str(row["batch"]),
+            f"{row['images_per_s']:.4g}",
+            f"{row['ms']:.4g} ({row['ms_low']:.4g} – {row['ms_high']:.4g})",
+            str(row["peak_memory_mib"]),
+            end_section=(row["mode"], row["height"]) != (after["mode"], after["height"]),
+        )
+    Console().print(table)
 
 
 def report(paths: Sequence[Path]) -> None:

@@ -18,7 +18,7 @@ from vmamba.analysis.erf import SHARES, ReceptiveField, receptive_field
 from vmamba.analysis.images import load_image
 from vmamba.analysis.models import load_model
 from vmamba.analysis.tables import write_csv
-from vmamba.cli.analyze.arguments import add_image_size, add_output, report
+from vmamba.cli.analyze.arguments import PEERS, add_image_size, add_output, report
 from vmamba.cli.arguments import device, positive
 from vmamba.data.images import find_images
 from vmamba.model.backbone import VMamba
@@ -28,13 +28,11 @@ from vmamba.progress import progress_bar
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
 
-MODELS = ("vmamba_tiny_s1l8", "resnet50", "convnext_tiny", "swin_tiny_patch4_window7_224", "deit_small_patch16_224")
-
 
 def add_to(commands: Commands) -> None:
     parser = commands.add_parser("erf", help="which pixels the centre of the last feature map depends on")
     parser.add_argument(
-        "models", nargs="*", metavar="MODEL", help=f"ours or timm's (default without --checkpoint: {' '.join(MODELS)})"
+        "models", nargs="*", metavar="MODEL", help=f"ours or timm's (default without --checkpoint: {' '.join(PEERS)})"
     )
     parser.add_argument("--pretrained", action="store_true", help="also each MODEL with its published weights")
     parser.add_argument(
@@ -85,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
 def _cases(options: argparse.Namespace) -> dict[tuple[str, str], Callable[[], nn.Module]]:
     """What creates each model, by (name, state of the weights)."""
     cases: dict[tuple[str, str], Callable[[], nn.Module]] = {}
-    for name in options.models or (() if options.checkpoint else MODELS):
+    for name in options.models or (() if options.checkpoint else PEERS):
         create = functools.partial(load_model, name, image_size=options.image_size)
         cases[name, "random weights"] = create
         if options.pretrained:

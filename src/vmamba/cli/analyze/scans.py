@@ -1,0 +1,65 @@
+"""``vmamba analyze scans``: the scan patterns, trained alike."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from vmamba.analysis import draw
+from vmamba.analysis.scans import PATTERNS, TASKS, Outcome, accuracy, summary, train, untrained
+from vmamba.analysis.tables import write_csv
+from vmamba.cli.analyze.arguments import add_output, report
+from vmamba.cli.arguments import positive
+from vmamba.model.checkpoint import save_weights
+from vmamba.progress import progress_bar
+
+if TYPE_CHECKING:
+    from vmamba.cli.arguments import Commands
+
+
+TASKS_BY_DEFAULT = ("direction", "digits")
+
+
+def add_to(commands: Commands) -> None:
+    parser = commands.add_parser("scans", help="train the scan patterns alike on built-in tasks and compare them")
+    parser.add_argument(
+        "--tasks", nargs="+", choices=TASKS, default=("direction", "digits"), help="default: direction digits"
+    )
+    parser.add_argument("--patterns", nargs="+", choices=PATTERNS, default=PATTERNS, help="default: all")
+    parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="models per pattern (default 3)")
+    parser.add_argument("--steps", type=positive, default=1500, metavar="N", help="of 64 images each (default 1500)")
+    add_output(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    outcomes: list[Outcome] = []
+    weights = []
+    runs = [(s, p) for s in range(options.seeds) for p in options.patterns]  # seed by seed: a pause costs a whole seed
+    with progress_bar("steps") as bar:
+        bar_task = bar.add_task("", total=len(options.tasks) * len(runs) * options.steps)
+        for name in options.tasks:
+            bar.update(bar_task, description=f"drawing {name}")
+            task = TASKS[name]()
+            for seed, pattern in runs:
+                model = untrained(pattern, task, seed)
+                for loss in train(model, task, steps=options.steps, seed=seed):
+                    bar.update(bar_task, advance=1, description=f"{name} {pattern} seed {seed} loss {loss:.3f}")
+                outcomes.append(Outcome(name, pattern, seed, accuracy(model, task)))
+                if seed == 0:
+                    weights.append(save_weights(model, options.output / f"{name}_{pattern}.safetensors"))
+    head = {"steps": str(options.steps), "torch": torch.__version__}
+    rows = summary(outcomes)
+    table = Table(*rows[0], title="accuracy on test images, %")
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    Console().print(table)
+    each = [{"task": o.task, "scan": o.scan, "seed": o.seed, "accuracy": round(o.accuracy, 5)} for o in outcomes]
+    paths = [write_csv(options.output / "scans.csv", each, head), *weights]
+    paths += draw.scans(rows, each, options.output / "scans", f"scan patterns trained alike, {options.steps} steps")
+    report(paths)
+    return 0
