@@ -263,26 +263,26 @@ def scaling(rows: Sequence[Mapping[str, Any]], stem: Path, title: str) -> list[P
 
 
 def scans(rows: Sequence[Mapping[str, Any]], each: Sequence[Mapping[str, Any]], stem: Path, title: str) -> list[Path]:
-    """A point per seed and a bar at their mean, one panel per task.
+    """A point per seed and a bar at their mean, one panel per test.
 
     Args:
-        rows: With task, scan and mean (per cent).
-        each: With task, scan, seed and accuracy (a share).
+        rows: With test, scan and mean (per cent).
+        each: With test, scan, seed and accuracy (a share).
         stem: Where to write, without the ending.
         title: Title.
     """
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
-    figure = _figure(4.0 * len(tasks) + 0.5, 3.4)
-    for axis, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
-        chosen = [row for row in rows if row["task"] == task]
+    tests = list(dict.fromkeys(row["test"] for row in rows))
+    figure = _figure(4.0 * len(tests) + 0.5, 3.4)
+    for axis, test in zip(figure.subplots(1, len(tests), squeeze=False)[0], tests, strict=True):
+        chosen = [row for row in rows if row["test"] == test]
         for x, (row, colour) in enumerate(zip(chosen, COLOURS, strict=False)):
-            values = [100 * o["accuracy"] for o in each if (o["task"], o["scan"]) == (task, row["scan"])]
+            values = [100 * o["accuracy"] for o in each if (o["test"], o["scan"]) == (test, row["scan"])]
             axis.hlines(row["mean"], x - 0.25, x + 0.25, color=colour, linewidth=3)
             axis.plot([x] * len(values), values, "o", color="white", markeredgecolor=colour, markersize=6)
             axis.annotate(f"{row['mean']:.1f}", (x + 0.28, row["mean"]), va="center", fontsize=9)
         axis.set_xticks(range(len(chosen)), [row["scan"] for row in chosen], fontsize=9)
         axis.set_xlim(-0.5, len(chosen) - 0.2)
-        axis.set_title(task, fontsize=11)
+        axis.set_title(test, fontsize=11)
         axis.set_ylabel("accuracy on test images, %")
         _bare(axis)
     figure.suptitle(title, fontsize=11)

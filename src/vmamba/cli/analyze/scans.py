@@ -31,7 +31,7 @@ def add_to(commands: Commands) -> None:
     )
     parser.add_argument("--patterns", nargs="+", choices=PATTERNS, default=PATTERNS, help="default: all")
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="models per pattern (default 3)")
-    parser.add_argument("--steps", type=positive, default=1500, metavar="N", help="of 64 images each (default 1500)")
+    parser.add_argument("--steps", type=positive, default=300, metavar="N", help="of 64 images each (default 300)")
     add_output(parser)
     parser.set_defaults(run=run)
 
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
                 model = untrained(pattern, task, seed)
                 for loss in train(model, task, steps=options.steps, seed=seed):
                     bar.update(bar_task, advance=1, description=f"{name} {pattern} seed {seed} loss {loss:.3f}")
-                outcomes.append(Outcome(name, pattern, seed, accuracy(model, task)))
+                outcomes += [Outcome(t, pattern, seed, accuracy(model, examples)) for t, examples in task.tests.items()]
                 if seed == 0:
                     weights.append(save_weights(model, options.output / f"{name}_{pattern}.safetensors"))
     head = {"steps": str(options.steps), "torch": torch.__version__}
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     for row in rows:
         table.add_row(*map(str, row.values()))
     Console().print(table)
-    each = [{"task": o.task, "scan": o.scan, "seed": o.seed, "accuracy": round(o.accuracy, 5)} for o in outcomes]
+    each = [{"test": o.test, "scan": o.scan, "seed": o.seed, "accuracy": round(o.accuracy, 5)} for o in outcomes]
     paths = [write_csv(options.output / "scans.csv", each, head), *weights]
     paths += draw.scans(rows, each, options.output / "scans", f"scan patterns trained alike, {options.steps} steps")
     report(paths)
