@@ -13,11 +13,8 @@ import torch
 import triton
 from torch import Tensor
 
-from vmamba.ops import chunked, triton_ss2d
-from vmamba.ops.chunked import selective_scan, selective_scan_backward
+from vmamba.ops import chunked, triton_selective, triton_ss2d, triton_ss2d_backward
 from vmamba.ops.triton_tiles import INTERPRETED
-
-__all__ = ["describe", "selective_scan", "selective_scan_backward", "ss2d_scan", "ss2d_scan_backward"]
 
 
 def describe() -> str:
@@ -25,28 +22,62 @@ def describe() -> str:
     return f"kernels of Triton {triton.__version__}, " + ("in the interpreter" if INTERPRETED else "compiled when used")
 
 
-def _runs(x: Tensor) -> bool:
-    """Whether the kernels take x, or its dtype is left to `chunked`.
+def _runs(*tensors: Tensor) -> bool:
+    """Whether the kernels take these tensors, or their dtypes are left to `chunked`.
 
     Raises:
-        ValueError: For a tensor on a device that the kernels do not run on.
+        ValueError: For tensors on a device that the kernels do not run on.
     """
-    if x.device.type == "cpu" and not INTERPRETED:
+    if tensors[0].device.type == "cpu" and not INTERPRETED:
         raise ValueError(
             "the triton kernels run on a GPU, the operands are on cpu; move them, choose another backend, "
             "or set TRITON_INTERPRET=1 before Python starts to interpret the kernels"
         )
-    return x.dtype != torch.float64
+    return all(t.dtype in (torch.float32, torch.bfloat16, torch.float16) for t in tensors)
 
 
 def ss2d_scan(x: Tensor, dbc: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, pattern: str) -> Tensor:
     """See `vmamba.ops.ss2d_scan`."""
-    scan = triton_ss2d.ss2d_scan if _runs(x) else chunked.ss2d_scan
+    scan = triton_ss2d.ss2d_scan if _runs(x, dbc) else chunked.ss2d_scan
     return scan(x, dbc, dt_weight, A, D, dt_bias, pattern)
 
 
 def ss2d_scan_backward(
     dy: Tensor, x: Tensor, dbc: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, pattern: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients for (x, dbc, dt_weight, A, D, dt_bias), in the accumulation dtype."""
-    return chunked.ss2d_scan_backward(dy, x, dbc, dt_weight, A, D, dt_bias, pattern)
+    """Gradients for (x, dbc, dt_weight, A, D, dt_bias); that of x in its own dtype."""
+    scan_backward = triton_ss2d_backward.ss2d_scan_backward if _runs(x, dbc) else chunked.ss2d_scan_backward
+    return scan_backward(dy, x, dbc, dt_weight, A, D, dt_bias, pattern)
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> tuple[Tensor, Tensor]:
+    """See `vmamba.ops.selective_scan`; B and C are ``(B, G, N, L)`` here."""
+    scan = triton_selective.selective_scan if _runs(u, delta, B, C) else chunked.selective_scan
+    return scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
+
+
+def selective_scan_backward(
+    dy: Tensor,
+    dlast: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients for (u, delta, A, B, C, D, delta_bias); those of u and delta in their own dtypes."""
+    fits = _runs(u, delta, B, C)
+    scan_backward = triton_selective.selective_scan_backward if fits else chunked.selective_scan_backward
+    return scan_backward(dy, dlast, u, delta, A, B, C, D, delta_bias, delta_softplus)

@@ -33,11 +33,13 @@ from vmamba.ops.routes import routes
 from vmamba.ops.triton_tiles import (
     LOG2E,
     before,
-    dot_types,
     final,
     launch,
     line_starts,
+    load_rank,
+    load_weight,
     patch_tokens,
+    product_precision,
     project,
     softplus,
     through,
@@ -49,6 +51,7 @@ CHAIN = (16, 16)
 
 @triton.jit(do_not_specialize=["channels"])
 def _segment_ends(
+    dy,
     x,
     dbc,
     weight,
@@ -56,40 +59,48 @@ def _segment_ends(
     bias,
     sums,
     ends,
+    pushed,
     height,
     width,
     channels,
     segments,
     COLUMNS: tl.constexpr,
     BACKWARD: tl.constexpr,
+    ADJOINT: tl.constexpr,
     K: tl.constexpr,
     N: tl.constexpr,
     R: tl.constexpr,
     RP: tl.constexpr,
     P: tl.constexpr,
     BLOCK: tl.constexpr,
-    DOT: tl.constexpr,
-    STORAGE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Σ Δ (B, K, G, D) and end state (B, K, N, G, D) of every segment, from a zero start."""
+    """Σ Δ (B, K, G, D) and end state (B, K, N, G, D) of every segment, from a zero start.
+
+    With ADJOINT also what the segment, visited in the opposite direction, pushes to the one before: see
+    `triton_ss2d_backward`.
+    """
     channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     patch, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
     exists = channel < channels
     x += image * height * width * channels
+    dy += image * height * width * channels
     dbc += image * height * width * (K * (R + 2 * N))
     for columns in tl.static_range(2):
         if (COLUMNS if columns else ((1 << K) - 1) & ~COLUMNS) != 0:
             token, valid, segment, line_exists = patch_tokens(patch, height, width, columns, P)
             inside = valid[:, :, None] & exists[None, None, :]
-            u = tl.load(x + token[:, :, None] * channels + channel[None, None, :], mask=inside, other=0.0)
-            u = u.to(tl.float32)
+            place = token[:, :, None] * channels + channel[None, None, :]
+            u = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+            if ADJOINT:
+                v = tl.load(dy + place, mask=inside, other=0.0).to(tl.float32)
             place = segment[:, None] * channels + channel[None, :]
             kept = line_exists[:, None] & exists[None, :]
             for k in tl.static_range(K):
                 if ((COLUMNS >> k) & 1) == columns:
-                    z = project(dbc, weight, bias, patch, height, width, channel, channels, k,
-                                columns, P, BLOCK, K, N, R, RP, DOT, STORAGE, PRECISION)  # fmt: skip
+                    r, _place, _exists = load_rank(dbc, patch, height, width, k, columns, P, K, N, R, RP)
+                    w = load_weight(weight, channel, channels, k, R, RP)
+                    z = project(r, w, bias, channel, channels, k, P, BLOCK, PRECISION)
                     delta = tl.where(valid[:, :, None], softplus(z), 0.0)
                     tl.store(sums + (image * K + k) * segments * channels + place, tl.sum(delta, 0), mask=kept)
                     weighted = delta * u
@@ -98,9 +109,13 @@ def _segment_ends(
                         row = dbc + token * (K * (R + 2 * N)) + (k * (R + 2 * N) + R + n)
                         b = tl.load(row, mask=valid, other=0.0).to(tl.float32)
                         decay = tl.exp2(delta * (rate * LOG2E)[None, None, :])
-                        _, h = through(decay, weighted * b[:, :, None], ((BACKWARD >> k) & 1) == 1)
                         offset = ((image * K + k) * N + n) * segments * channels
+                        _a, h = through(decay, weighted * b[:, :, None], ((BACKWARD >> k) & 1) == 1)
                         tl.store(ends + offset + place, final(h, P, ((BACKWARD >> k) & 1) == 1), mask=kept)
+                        if ADJOINT:
+                            c = tl.load(row + N, mask=valid, other=0.0).to(tl.float32)
+                            _a, h = through(decay, decay * v * c[:, :, None], ((BACKWARD >> k) & 1) == 0)
+                            tl.store(pushed + offset + place, final(h, P, ((BACKWARD >> k) & 1) == 0), mask=kept)
 
 
 @triton.jit(do_not_specialize=["channels"])
@@ -177,8 +192,6 @@ def _outputs(
     RP: tl.constexpr,
     P: tl.constexpr,
     BLOCK: tl.constexpr,
-    DOT: tl.constexpr,
-    STORAGE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """The sum over the routes, of one patch; with SINGLE the patch is the whole image."""
@@ -199,8 +212,9 @@ def _outputs(
                 out = tl.permute(out, (1, 0, 2))
             for k in tl.static_range(K):
                 if ((COLUMNS >> k) & 1) == columns:
-                    z = project(dbc, weight, bias, patch, height, width, channel, channels, k,
-                                columns, P, BLOCK, K, N, R, RP, DOT, STORAGE, PRECISION)  # fmt: skip
+                    r, _place, _exists = load_rank(dbc, patch, height, width, k, columns, P, K, N, R, RP)
+                    w = load_weight(weight, channel, channels, k, R, RP)
+                    z = project(r, w, bias, channel, channels, k, P, BLOCK, PRECISION)
                     delta = tl.where(valid[:, :, None], softplus(z), 0.0)
                     weighted = delta * u
                     for n in range(N):
@@ -236,7 +250,7 @@ def constants(x: Tensor, dbc: Tensor, dt_weight: Tensor, A: Tensor, pattern: str
         "N": A.shape[2],
         "R": rank,
         "RP": max(16, triton.next_power_of_2(rank)),
-        **dot_types(dbc.dtype),
+        "PRECISION": product_precision(dbc.dtype),
     }
 
 
@@ -246,21 +260,68 @@ def tile(height: int, width: int) -> tuple[dict[str, int], int]:
     return {"P": side, "BLOCK": 16}, side // 2
 
 
-def segment_starts(sums: Tensor, ends: Tensor, A: Tensor, shape: torch.Size, **constants: Any) -> None:
-    """Turn the end states of segments into start states, in place."""
-    batch, height, width, channels = shape
-    names = ("COLUMNS", "BACKWARD", "PER_LINE", "K", "N", "P")
-    block = 16
+def chain(ends: Tensor, sums: Tensor, A: Tensor, height: int, width: int, **constants: Any) -> None:
+    """End states of segments in, (B, K, N, G, D) or (B, N, G, D), start states out, in place."""
+    segments, channels = sums.shape[-2:]
     launch(
         _segment_starts,
-        (triton.cdiv(channels, block), constants["K"] * constants["N"], batch),
-        (sums, ends, A, height, width, channels, sums.shape[2]),
-        warps=4,
+        (triton.cdiv(channels, 16), constants["K"] * constants["N"], sums.shape[0]),
+        (sums, ends, A, height, width, channels, segments),
+        4,
         STEPS=CHAIN[0],
         LINES=CHAIN[1],
-        BLOCK=block,
-        **{name: constants[name] for name in names},
+        BLOCK=16,
+        **constants,
     )
+
+
+def segment_states(
+    dy: Tensor | None,
+    x: Tensor,
+    dbc: Tensor,
+    dt_weight: Tensor,
+    A: Tensor,
+    dt_bias: Tensor,
+    pattern: str,
+    warps: int,
+    **chosen: Any,
+) -> tuple[Tensor, Tensor, int]:
+    """Start state of every segment, (B, K, N, G, D), what its end is pushed (given dy), and G."""
+    batch, height, width, channels = x.shape
+    across, down = triton.cdiv(width, chosen["P"]), triton.cdiv(height, chosen["P"])
+    segments = max(height * across, width * down)
+    sums = x.new_empty((batch, chosen["K"], segments, channels), dtype=torch.float32)
+    starts = x.new_empty((batch, chosen["K"], chosen["N"], segments, channels), dtype=torch.float32)
+    pushed = starts if dy is None else torch.empty_like(starts)
+    launch(
+        _segment_ends,
+        (triton.cdiv(channels, chosen["BLOCK"]), down * across, batch),
+        (
+            x if dy is None else dy,
+            x,
+            dbc,
+            dt_weight,
+            A,
+            dt_bias,
+            sums,
+            starts,
+            pushed,
+            height,
+            width,
+            channels,
+            segments,
+        ),
+        warps,
+        ADJOINT=dy is not None,
+        **chosen,
+    )
+    names = ("COLUMNS", "K", "N", "P")
+    common = {name: chosen[name] for name in names} | {"PER_LINE": routes(pattern)[0].per_line}
+    chain(starts, sums, A, height, width, BACKWARD=chosen["BACKWARD"], **common)
+    if dy is not None:
+        opposite = ~chosen["BACKWARD"] & ((1 << chosen["K"]) - 1)
+        chain(pushed, sums, A, height, width, BACKWARD=opposite, **common)
+    return starts, pushed, segments
 
 
 def ss2d_scan(x: Tensor, dbc: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, pattern: str) -> Tensor:
@@ -269,31 +330,18 @@ def ss2d_scan(x: Tensor, dbc: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, d
     batch, height, width, channels = x.shape
     sizes, warps = tile(height, width)
     chosen = constants(x, dbc, dt_weight, A, pattern) | sizes
-    side, per_line = chosen["P"], routes(pattern)[0].per_line
-    down, across = triton.cdiv(height, side), triton.cdiv(width, side)
-    grid = (triton.cdiv(channels, chosen["BLOCK"]), down * across, batch)
-    single = down * across == 1
+    patches = triton.cdiv(height, chosen["P"]) * triton.cdiv(width, chosen["P"])
     y = torch.empty_like(x)
     starts, segments = y, 0
-    if not single:
-        segments = max(height * across, width * down)
-        sums = x.new_empty((batch, chosen["K"], segments, channels), dtype=torch.float32)
-        starts = x.new_empty((batch, chosen["K"], chosen["N"], segments, channels), dtype=torch.float32)
-        launch(
-            _segment_ends,
-            grid,
-            (x, dbc, dt_weight, A, dt_bias, sums, starts, height, width, channels, segments),
-            warps,
-            **chosen,
-        )
-        segment_starts(sums, starts, A, x.shape, PER_LINE=per_line, **chosen)
+    if patches > 1:
+        starts, _, segments = segment_states(None, x, dbc, dt_weight, A, dt_bias, pattern, warps, **chosen)
     launch(
         _outputs,
-        grid,
+        (triton.cdiv(channels, chosen["BLOCK"]), patches, batch),
         (x, dbc, dt_weight, A, D, dt_bias, starts, y, height, width, channels, segments),
         warps,
-        PER_LINE=per_line,
-        SINGLE=single,
+        PER_LINE=routes(pattern)[0].per_line,
+        SINGLE=patches == 1,
         **chosen,
     )
     return y

@@ -18,12 +18,15 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.library import wrap_triton
 
 #: Whether kernels run in Triton's interpreter, on CPU tensors: decided by TRITON_INTERPRET=1 before triton is imported.
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
 LOG2E = tl.constexpr(1.4426950408889634)
+WIDE = tl.constexpr(INTERPRETED)
 
 
 @triton.jit
@@ -65,10 +68,16 @@ def through(a, d, reverse: tl.constexpr):
 
 
 @triton.jit
+def around(a, d, reverse: tl.constexpr):
+    """Composed maps up to and including each position of axis 0, and up to, not including it."""
+    one, zero = tl.zeros_like(a) + 1.0, tl.zeros_like(a)
+    return tl.associative_scan((a, d, one, zero), 0, _then_keeping, reverse=reverse)
+
+
+@triton.jit
 def before(a, d, reverse: tl.constexpr):
     """Composed maps up to, not including, each position of axis 0."""
-    one, zero = tl.zeros_like(a) + 1.0, tl.zeros_like(a)
-    _, _, m, x = tl.associative_scan((a, d, one, zero), 0, _then_keeping, reverse=reverse)
+    _, _, m, x = around(a, d, reverse)
     return m, x
 
 
@@ -107,73 +116,90 @@ def patch_tokens(patch, height, width, COLUMNS: tl.constexpr, P: tl.constexpr):
 
 
 @triton.jit
-def project(
+def load_rank(
     dbc,
-    weight,
-    bias,
     patch,
     height,
     width,
-    channel,
-    channels,
     k,
     COLUMNS: tl.constexpr,
     P: tl.constexpr,
-    BLOCK: tl.constexpr,
     K: tl.constexpr,
     N: tl.constexpr,
     R: tl.constexpr,
     RP: tl.constexpr,
-    DOT: tl.constexpr,
-    STORAGE: tl.constexpr,
+):
+    """r of route k for the tokens of a patch, [P · P, RP], where they lie in `dbc`, and which of them exist."""
+    flat, rank = tl.arange(0, P * P), tl.arange(0, RP)
+    top, left = patch // tl.cdiv(width, P) * P, patch % tl.cdiv(width, P) * P
+    if COLUMNS:
+        h, w = top + flat // P, left + flat % P
+    else:
+        h, w = top + flat % P, left + flat // P
+    place = (h * width + w)[:, None] * (K * (R + 2 * N)) + k * (R + 2 * N) + rank[None, :]
+    exists = ((h < height) & (w < width))[:, None] & (rank < R)[None, :]
+    return tl.load(dbc + place, mask=exists, other=0.0), place, exists
+
+
+@triton.jit
+def load_weight(weight, channel, channels, k, R: tl.constexpr, RP: tl.constexpr):
+    """The Δ projection of route k for a block of channels, [RP, BLOCK]."""
+    rank = tl.arange(0, RP)
+    exists = (channel < channels)[None, :] & (rank < R)[:, None]
+    place = (k * channels + channel)[None, :] * R + rank[:, None]
+    return tl.load(weight + place, mask=exists, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _product(a, b, PRECISION: tl.constexpr):
+    """a b in float32; the interpreter has no products of bfloat16."""
+    if WIDE:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, input_precision=PRECISION)
+
+
+@triton.jit
+def project(
+    r,
+    weight,
+    bias,
+    channel,
+    channels,
+    k,
+    P: tl.constexpr,
+    BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """``z = W r + β`` of route k for every token of a patch [P, P, BLOCK]; Δ is its softplus.
+    """``z = W r + β`` of route k for every token of a patch, [P, P, BLOCK]; Δ is its softplus.
 
     A matrix product on the tensor cores. With half-precision storage r is what it is and the weight goes in as the sum
     of two such numbers, so that nothing of it is lost but the last bits.
     """
-    flat = tl.arange(0, P * P)
-    if COLUMNS:
-        h, w = patch // tl.cdiv(width, P) * P + flat // P, patch % tl.cdiv(width, P) * P + flat % P
-    else:
-        h, w = patch // tl.cdiv(width, P) * P + flat % P, patch % tl.cdiv(width, P) * P + flat // P
-    rank = tl.arange(0, RP)
-    r = tl.load(
-        dbc + (h * width + w)[:, None] * (K * (R + 2 * N)) + k * (R + 2 * N) + rank[None, :],
-        mask=((h < height) & (w < width))[:, None] & (rank < R)[None, :],
-        other=0.0,
-    ).to(DOT)
-    exists = channel < channels
-    full = tl.load(
-        weight + (k * channels + channel)[None, :] * R + rank[:, None],
-        mask=exists[None, :] & (rank < R)[:, None],
-        other=0.0,
-    ).to(tl.float32)
-    high = full.to(STORAGE)
-    z = tl.dot(r, high.to(DOT), input_precision=PRECISION)
-    if tl.float32 != STORAGE:
-        z = tl.dot(r, (full - high.to(tl.float32)).to(STORAGE).to(DOT), z, input_precision=PRECISION)
-    z += tl.load(bias + k * channels + channel, mask=exists, other=0.0).to(tl.float32)[None, :]
+    high = weight.to(r.dtype)
+    z = _product(r, high, PRECISION)
+    if r.dtype != tl.float32:
+        z += _product(r, (weight - high.to(tl.float32)).to(r.dtype), PRECISION)
+    z += tl.load(bias + k * channels + channel, mask=channel < channels, other=0.0).to(tl.float32)[None, :]
     return tl.reshape(z, (P, P, BLOCK))
 
 
 def launch(kernel: Any, grid: tuple[int, ...], operands: Sequence[Any], warps: int, **constants: Any) -> None:
     """Run a kernel, or record it where the operands are being traced."""
-    if not INTERPRETED and type(next(t for t in operands if isinstance(t, Tensor))) is not Tensor:
+    kind = type(next(t for t in operands if isinstance(t, Tensor)))
+    if INTERPRETED:
+        if not issubclass(kind, FakeTensor):
+            kernel[grid](*operands, **constants)
+    elif issubclass(kind, (FakeTensor, FunctionalTensor)):
         wrap_triton(kernel)[grid](*operands, **constants, num_warps=warps)
-    elif INTERPRETED:
-        kernel[grid](*operands, **constants)
     else:  # multiply-adds are wanted; newer versions of Triton do not fuse them unasked
         kernel[grid](*operands, **constants, num_warps=warps, enable_fp_fusion=True)
 
 
-def dot_types(dtype: torch.dtype) -> dict[str, Any]:
-    """How matrix products of tensors of `dtype` are computed: in their own type, accumulated in float32.
+def product_precision(dtype: torch.dtype) -> str:
+    """How products of float32 factors are computed beside storage of `dtype`, where half precision does not do.
 
-    float32 products are split in three on NVIDIA's tensor cores, which lose nothing but the last bits. The interpreter
-    has no bfloat16 products, and computes all of them in float32.
+    On NVIDIA's tensor cores in TF32, or as three products of TF32 parts where the result is stored in float32.
     """
-    storage = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}.get(dtype, tl.float32)
-    precision = "tf32x3" if torch.version.cuda and not INTERPRETED else "ieee"
-    return {"STORAGE": storage, "DOT": tl.float32 if INTERPRETED else storage, "PRECISION": precision}
+    if INTERPRETED or not torch.version.cuda:
+        return "ieee"
+    return "tf32x3" if dtype == torch.float32 else "tf32"

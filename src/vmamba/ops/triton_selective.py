@@ -1,0 +1,405 @@
+"""`selective_scan` in Triton, forward and backward.
+
+A sequence is cut into chunks of P × P tokens, each a tile of P lines of P steps. `_chunk_ends` computes Σ Δ and the end
+state of every chunk, the scan over the chunks is that over the segments of an image, and `_chunk_outputs` and
+`_chunk_gradients` start from its result. A sequence of one chunk needs only these two.
+
+Bytes per token and channel with s-byte storage and B and C in groups of E channels: at least ``3s + 2 N s / E``
+forward (u, Δ, B, C in, y out) and ``5s + 4 N s / E`` backward; moved with several chunks are ``5s + 3 N s / E``
+forward, because u, Δ and B are read twice, and ``8s + 4 N s / E + 16 N / BLOCK`` backward. Nothing here has been timed
+on a GPU.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vmamba.ops import triton_ss2d
+from vmamba.ops.triton_tiles import (
+    LOG2E,
+    around,
+    before,
+    final,
+    launch,
+    sigmoid,
+    softplus,
+    through,
+)
+
+#: Side of a tile, channels of a block at most, and warps: one thread for every line and channel.
+TILE = (16, 16, 8)
+
+
+@triton.jit
+def _chunk(chunk, length, channel, channels, P: tl.constexpr):
+    """Time [P steps, P lines], offsets in (D, L), and which of them exist."""
+    time = chunk * (P * P) + tl.arange(0, P)[None, :] * P + tl.arange(0, P)[:, None]
+    exists = (time < length)[:, :, None] & (channel < channels)[None, None, :]
+    return time, channel[None, None, :] * length + time[:, :, None], exists
+
+
+@triton.jit
+def _step_size(delta, bias, place, exists, channel, channels, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr):
+    """Δ before and after softplus; zero, which leaves the state alone, for tokens that do not exist."""
+    z = tl.load(delta + place, mask=exists, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        z += tl.load(bias + channel, mask=channel < channels, other=0.0).to(tl.float32)[None, None, :]
+    if SOFTPLUS:
+        return z, tl.where(exists, softplus(z), 0.0)
+    return z, tl.where(exists, z, 0.0)
+
+
+@triton.jit
+def _edges(a, h, carry, P: tl.constexpr, reverse: tl.constexpr):
+    """State before every line of a tile, and after the last, from the state before the first."""
+    whole, end = final(a, P, reverse), final(h, P, reverse)
+    m, start = before(whole, end, reverse)
+    start += m * carry[None, :]
+    is_last = (tl.arange(0, P) == (0 if reverse else P - 1))[:, None]
+    return start, tl.sum(tl.where(is_last, whole * start + end, 0.0), 0)
+
+
+@triton.jit(do_not_specialize=["length", "channels"])
+def _chunk_ends(
+    dy,
+    dlast,
+    u,
+    delta,
+    A,
+    b_,
+    c_,
+    bias,
+    sums,
+    ends,
+    pushed,
+    length,
+    channels,
+    per_group,
+    HAS_BIAS: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    ADJOINT: tl.constexpr,
+    N: tl.constexpr,
+    P: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Σ Δ (B, C, D) and end state (B, N, C, D) of every chunk; with ADJOINT also what it pushes to the one before."""
+    block, chunk, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    chunks = tl.num_programs(1)
+    channel = block * BLOCK + tl.arange(0, BLOCK)
+    known = channel < channels
+    u += sequence * channels * length
+    dy += sequence * channels * length
+    group = sequence * (channels // per_group) + block * BLOCK // per_group
+    time, place, exists = _chunk(chunk, length, channel, channels, P)
+    _z, step = _step_size(
+        delta + sequence * channels * length, bias, place, exists, channel, channels, HAS_BIAS, SOFTPLUS
+    )
+    weighted = step * tl.load(u + place, mask=exists, other=0.0).to(tl.float32)
+    zero = tl.zeros([BLOCK], tl.float32)
+    tl.store(sums + (sequence * chunks + chunk) * channels + channel, tl.sum(tl.sum(step, 0), 0), mask=known)
+    if ADJOINT:
+        v = tl.load(dy + place, mask=exists, other=0.0).to(tl.float32)
+    for n in range(N):
+        rate = tl.load(A + channel * N + n, mask=known, other=0.0).to(tl.float32)
+        row = (group * N + n) * length + time
+        b = tl.load(b_ + row, mask=time < length, other=0.0).to(tl.float32)
+        decay = tl.exp2(step * (rate * LOG2E)[None, None, :])
+        a, h = through(decay, weighted * b[:, :, None], False)
+        offset = ((sequence * N + n) * chunks + chunk) * channels + channel
+        _start, end = _edges(a, h, zero, P, False)
+        tl.store(ends + offset, end, mask=known)
+        if ADJOINT:
+            c = tl.load(c_ + row, mask=time < length, other=0.0).to(tl.float32)
+            a, h = through(decay, decay * v * c[:, :, None], True)
+            inside = channel < tl.where(chunk == chunks - 1, channels, 0)
+            carry = tl.load(dlast + (sequence * channels + channel) * N + n, mask=inside, other=0.0).to(tl.float32)
+            _start, end = _edges(a, h, carry, P, True)
+            tl.store(pushed + offset, end, mask=known)
+
+
+@triton.jit(do_not_specialize=["length", "channels"])
+def _chunk_outputs(
+    u,
+    delta,
+    A,
+    b_,
+    c_,
+    skip,
+    bias,
+    starts,
+    y,
+    last,
+    length,
+    channels,
+    per_group,
+    HAS_SKIP: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    SINGLE: tl.constexpr,
+    N: tl.constexpr,
+    P: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """y (B, D, L) and the last state (B, D, N)."""
+    block, chunk, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    chunks = tl.num_programs(1)
+    channel = block * BLOCK + tl.arange(0, BLOCK)
+    known = channel < channels
+    group = sequence * (channels // per_group) + block * BLOCK // per_group
+    time, place, exists = _chunk(chunk, length, channel, channels, P)
+    place += sequence * channels * length
+    _z, step = _step_size(delta, bias, place, exists, channel, channels, HAS_BIAS, SOFTPLUS)
+    x = tl.load(u + place, mask=exists, other=0.0).to(tl.float32)
+    weighted = step * x
+    out = tl.zeros([P, P, BLOCK], tl.float32)
+    if HAS_SKIP:
+        out += x * tl.load(skip + channel, mask=known, other=0.0).to(tl.float32)[None, None, :]
+    for n in range(N):
+        rate = tl.load(A + channel * N + n, mask=known, other=0.0).to(tl.float32)
+        row = (group * N + n) * length + time
+        b = tl.load(b_ + row, mask=time < length, other=0.0).to(tl.float32)
+        c = tl.load(c_ + row, mask=time < length, other=0.0).to(tl.float32)
+        a, h = through(tl.exp2(step * (rate * LOG2E)[None, None, :]), weighted * b[:, :, None], False)
+        carry = tl.zeros([BLOCK], tl.float32)
+        if not SINGLE:
+            offset = ((sequence * N + n) * chunks + chunk) * channels + channel
+            carry = tl.load(starts + offset, mask=known, other=0.0)
+        start, end = _edges(a, h, carry, P, False)
+        out += c[:, :, None] * (h + a * start[None, :, :])
+        tl.store(
+            last + (sequence * channels + channel) * N + n,
+            end,
+            mask=channel < tl.where(chunk == chunks - 1, channels, 0),
+        )
+    tl.store(y + place, out.to(y.dtype.element_ty), mask=exists)
+
+
+@triton.jit(do_not_specialize=["length", "channels"])
+def _chunk_gradients(
+    dy,
+    dlast,
+    u,
+    delta,
+    A,
+    b_,
+    c_,
+    skip,
+    bias,
+    starts,
+    pushed,
+    du,
+    ddelta,
+    dA,
+    dB,
+    dC,
+    dskip,
+    dbias,
+    length,
+    channels,
+    per_group,
+    HAS_SKIP: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    SINGLE: tl.constexpr,
+    N: tl.constexpr,
+    P: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """All gradients of one chunk for one block of channels; those of B and C as sums over the block."""
+    block, chunk, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    blocks, chunks = tl.num_programs(0), tl.num_programs(1)
+    program = sequence * chunks + chunk
+    channel = block * BLOCK + tl.arange(0, BLOCK)
+    known = channel < channels
+    group = sequence * (channels // per_group) + block * BLOCK // per_group
+    time, place, exists = _chunk(chunk, length, channel, channels, P)
+    place += sequence * channels * length
+    z, step = _step_size(delta, bias, place, exists, channel, channels, HAS_BIAS, SOFTPLUS)
+    x = tl.load(u + place, mask=exists, other=0.0).to(tl.float32)
+    v = tl.load(dy + place, mask=exists, other=0.0).to(tl.float32)
+    weighted = step * x
+    dweighted, dstep = tl.zeros_like(step), tl.zeros_like(step)
+    for n in range(N):
+        rate = tl.load(A + channel * N + n, mask=known, other=0.0).to(tl.float32)
+        row = (group * N + n) * length + time
+        b = tl.load(b_ + row, mask=time < length, other=0.0).to(tl.float32)
+        c = tl.load(c_ + row, mask=time < length, other=0.0).to(tl.float32)
+        decay = tl.exp2(step * (rate * LOG2E)[None, None, :])
+        drive, pull = weighted * b[:, :, None], v * c[:, :, None]
+        a, h, m, previous = around(decay, drive, False)
+        q, p, o, after = around(decay, decay * pull, True)
+        at_end = channel < tl.where(chunk == chunks - 1, channels, 0)
+        push = tl.load(dlast + (sequence * channels + channel) * N + n, mask=at_end, other=0.0).to(tl.float32)
+        carry = tl.zeros([BLOCK], tl.float32)
+        if not SINGLE:
+            offset = ((sequence * N + n) * chunks + chunk) * channels + channel
+            carry = tl.load(starts + offset, mask=known, other=0.0)
+            push += tl.load(pushed + offset, mask=known, other=0.0)
+        start, _end = _edges(a, h, carry, P, False)
+        end, _first = _edges(q, p, push, P, True)
+        carried = decay * (previous + m * start[None, :, :])
+        adjoint = pull + after + o * end[None, :, :]
+        row = ((sequence * blocks + block) * N + n) * length + time
+        tl.store(dC + row, tl.sum(v * (carried + drive), 2), mask=time < length)
+        tl.store(dB + row, tl.sum(adjoint * weighted, 2), mask=time < length)
+        dweighted += adjoint * b[:, :, None]
+        through_decay = adjoint * carried
+        dstep += through_decay * rate[None, None, :]
+        dA_n = tl.sum(tl.sum(through_decay * step, 0), 0)
+        tl.store(dA + (program * channels + channel) * N + n, dA_n, mask=known)
+    dx = dweighted * step
+    if HAS_SKIP:
+        dx += v * tl.load(skip + channel, mask=known, other=0.0).to(tl.float32)[None, None, :]
+    dstep += dweighted * x
+    if SOFTPLUS:
+        dstep *= sigmoid(z)
+    dstep = tl.where(exists, dstep, 0.0)
+    tl.store(du + place, dx.to(du.dtype.element_ty), mask=exists)
+    tl.store(ddelta + place, dstep.to(ddelta.dtype.element_ty), mask=exists)
+    tl.store(dskip + program * channels + channel, tl.sum(tl.sum(v * x, 0), 0), mask=known)
+    tl.store(dbias + program * channels + channel, tl.sum(tl.sum(dstep, 0), 0), mask=known)
+
+
+def _block(per_group: int) -> int:
+    """Channels of a block: all of one group."""
+    block = TILE[1]
+    while per_group % block:
+        block //= 2
+    return block
+
+
+def _chunk_states(
+    dy: Tensor | None,
+    dlast: Tensor | None,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> tuple[Tensor, Tensor]:
+    """State before every chunk, (B, N, C, D), and what its end is pushed (given dy); unset for a single chunk."""
+    batch, channels, length = u.shape
+    side, states, per_group = TILE[0], A.shape[1], channels // B.shape[1]
+    chunks, block = triton.cdiv(length, side * side), _block(per_group)
+    starts = u.new_empty((batch, states, chunks, channels), dtype=torch.float32)
+    pushed = starts if dy is None else torch.empty_like(starts)
+    if chunks == 1:
+        return starts, pushed
+    sums = u.new_empty((batch, chunks, channels), dtype=torch.float32)
+    launch(
+        _chunk_ends,
+        (channels // block, chunks, batch),
+        (
+            *(u if dy is None else dy, starts if dlast is None else dlast, u, delta, A, B, C),
+            *(A if delta_bias is None else delta_bias, sums, starts, pushed, length, channels, per_group),
+        ),
+        TILE[2],
+        HAS_BIAS=delta_bias is not None,
+        SOFTPLUS=delta_softplus,
+        ADJOINT=dy is not None,
+        N=states,
+        P=side,
+        BLOCK=block,
+    )
+    triton_ss2d.chain(starts, sums, A, 1, chunks * side, PER_LINE=False, COLUMNS=0, BACKWARD=0, K=1, N=states, P=side)
+    if dy is not None:
+        triton_ss2d.chain(
+            pushed, sums, A, 1, chunks * side, PER_LINE=False, COLUMNS=0, BACKWARD=1, K=1, N=states, P=side
+        )
+    return starts, pushed
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> tuple[Tensor, Tensor]:
+    """See `vmamba.ops.selective_scan`; B and C are ``(B, G, N, L)`` here. Not for float64."""
+    u, delta, A, B, C = (t.contiguous() for t in (u, delta, A, B, C))
+    batch, channels, length = u.shape
+    per_group, chunks = channels // B.shape[1], triton.cdiv(length, TILE[0] * TILE[0])
+    starts, _ = _chunk_states(None, None, u, delta, A, B, C, delta_bias, delta_softplus)
+    y = torch.empty_like(u)
+    last = u.new_empty((batch, channels, A.shape[1]), dtype=torch.float32)
+    launch(
+        _chunk_outputs,
+        (channels // _block(per_group), chunks, batch),
+        (
+            *(
+                u,
+                delta,
+                A,
+                B,
+                C,
+                A if D is None else D.contiguous(),
+                A if delta_bias is None else delta_bias.contiguous(),
+            ),
+            *(starts, y, last, length, channels, per_group),
+        ),
+        TILE[2],
+        HAS_SKIP=D is not None,
+        HAS_BIAS=delta_bias is not None,
+        SOFTPLUS=delta_softplus,
+        SINGLE=chunks == 1,
+        N=A.shape[1],
+        P=TILE[0],
+        BLOCK=_block(per_group),
+    )
+    return y, last
+
+
+def selective_scan_backward(
+    dy: Tensor,
+    dlast: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients for (u, delta, A, B, C, D, delta_bias), the first two of their own dtypes. Not for float64."""
+    dy, dlast, u, delta, A, B, C = (t.contiguous() for t in (dy, dlast, u, delta, A, B, C))
+    batch, channels, length = u.shape
+    groups, states = B.shape[1:3]
+    block, chunks = _block(channels // groups), triton.cdiv(length, TILE[0] * TILE[0])
+    starts, pushed = _chunk_states(dy, dlast, u, delta, A, B, C, delta_bias, delta_softplus)
+
+    def partial(*shape: int) -> Tensor:
+        return u.new_empty(shape, dtype=torch.float32)
+
+    du, ddelta = torch.empty_like(u), torch.empty_like(delta)
+    dA, dskip, dbias = (partial(batch * chunks, channels, *rest) for rest in ((states,), (), ()))
+    dB, dC = (partial(batch, channels // block, states, length) for _ in range(2))
+    launch(
+        _chunk_gradients,
+        (channels // block, chunks, batch),
+        (
+            *(dy, dlast, u, delta, A, B, C),
+            *(A if D is None else D.contiguous(), A if delta_bias is None else delta_bias.contiguous()),
+            *(starts, pushed, du, ddelta, dA, dB, dC, dskip, dbias),
+            *(length, channels, channels // groups),
+        ),
+        TILE[2],
+        HAS_SKIP=D is not None,
+        HAS_BIAS=delta_bias is not None,
+        SOFTPLUS=delta_softplus,
+        SINGLE=chunks == 1,
+        N=states,
+        P=TILE[0],
+        BLOCK=block,
+    )
+    dB, dC = (t.unflatten(1, (groups, -1)).sum(2) for t in (dB, dC))
+    return du, ddelta, dA.sum(0), dB, dC, dskip.sum(0), dbias.sum(0)
