@@ -31,8 +31,9 @@ def test_timing_is_of_the_call() -> None:
 @pytest.mark.parametrize("training", [False, True])
 def test_ours_and_timms(training: bool) -> None:
     names = ["vmamba_pico", "test_convnext"]
-    speeds = measure(names, (64, 96), 2, training=training, rounds=2, channels_last=True)
-    assert [speed.model for speed in speeds] == names
+    sizes = [(64, 96), (64, 64)]
+    speeds = measure(names, sizes, 2, training=training, rounds=2, channels_last=True)
+    assert [(speed.image_size, speed.model) for speed in speeds] == [(size, name) for size in sizes for name in names]
     for speed in speeds:
         assert speed.images_per_second == 2 / speed.timing.median
 

@@ -6,6 +6,8 @@ been found right: finite, and for ours equal to that of the definition of the sc
 
 from __future__ import annotations
 
+import functools
+import itertools
 import multiprocessing
 import platform
 import statistics
@@ -83,7 +85,7 @@ def alternate(
 
 def measure(
     names: Sequence[str],
-    image_size: tuple[int, int] = (224, 224),
+    image_sizes: Sequence[tuple[int, int]] = ((224, 224),),
     batch: int = 8,
     *,
     training: bool = False,
@@ -91,11 +93,11 @@ def measure(
     channels_last: bool = False,
     device: torch.device | str = "cpu",
 ) -> list[Speed]:
-    """Time models against each other, with random weights and images.
+    """Time models against each other, every one at every image size taking turns, with random weights and images.
 
     Args:
         names: Ours or timm's.
-        image_size: (H, W) in pixels.
+        image_sizes: (H, W) in pixels, one or several.
         batch: Images per step.
         training: Time training steps instead of inference.
         rounds: Steps of each model that are timed; at least 2.
@@ -107,16 +109,17 @@ def measure(
     """
     if rounds < 2:
         raise ValueError(f"rounds must be at least 2 for a median with quartiles, got {rounds}")
-    cases = {}
-    for name in names:
-        model = load_model(name, image_size=image_size, device=device)
-        images = torch.randn(batch, 3, *image_size, device=device)
+    cases, speeds = {}, {}
+    for size, name in itertools.product(image_sizes, names):
+        model = load_model(name, image_size=size, device=device)
+        images = torch.randn(batch, 3, *size, device=device)
         if channels_last and not isinstance(model, VMamba):
             model, images = model.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
         check(name, model, images)
-        cases[name] = step(model, images, training)
+        case = "{} at {}×{}".format(name, *size)
+        cases[case], speeds[case] = step(model, images, training), functools.partial(Speed, name, size, batch, training)
     timings = alternate(cases, rounds, device=device)
-    return [Speed(name, image_size, batch, training, timing) for name, timing in timings.items()]
+    return [speeds[case](timing) for case, timing in timings.items()]
 
 
 @torch.inference_mode()

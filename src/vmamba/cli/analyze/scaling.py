@@ -45,17 +45,16 @@ def run(options: argparse.Namespace) -> int:
             )
             for name in options.models
         }
-        for size in sizes:
-            for speed in measure(
-                options.models,
-                size,
-                options.batch_size,
-                training=training,
-                rounds=options.rounds,
-                channels_last=options.channels_last,
-                device=target,
-            ):
-                rows.append(speed_row(speed, memory[speed.model][size]))
+        speeds = measure(
+            options.models,
+            sizes,
+            options.batch_size,
+            training=training,
+            rounds=options.rounds,
+            channels_last=options.channels_last,
+            device=target,
+        )
+        rows += [speed_row(speed, memory[speed.model][speed.image_size]) for speed in speeds]
     print_speeds(rows)
     head = environment(target)
     paths = [write_csv(options.output / "scaling.csv", rows, head)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +13,7 @@ from rich.table import Table
 
 from vmamba.analysis import draw
 from vmamba.analysis.scans import PATTERNS, TASKS, Outcome, accuracy, summary, train, untrained
-from vmamba.analysis.tables import write_csv
+from vmamba.analysis.tables import Row, write_csv
 from vmamba.cli.analyze.arguments import add_output, report
 from vmamba.cli.arguments import positive
 from vmamba.model.checkpoint import save_weights
@@ -38,8 +40,10 @@ def add_to(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     outcomes: list[Outcome] = []
-    weights = []
-    runs = [(s, p) for s in range(options.seeds) for p in options.patterns]  # seed by seed: a pause costs a whole seed
+    weights: list[Path] = []
+    target, head = options.output / "scans.csv", {"steps": str(options.steps), "torch": torch.__version__}
+    # Seed by seed, each model written down when it is done: an interrupted study is a smaller study.
+    runs = [(seed, pattern) for seed in range(options.seeds) for pattern in options.patterns]
     with progress_bar("steps") as bar:
         bar_task = bar.add_task("", total=len(options.tasks) * len(runs) * options.steps)
         for name in options.tasks:
@@ -50,16 +54,18 @@ def run(options: argparse.Namespace) -> int:
                 for loss in train(model, task, steps=options.steps, seed=seed):
                     bar.update(bar_task, advance=1, description=f"{name} {pattern} seed {seed} loss {loss:.3f}")
                 outcomes += [Outcome(t, pattern, seed, accuracy(model, examples)) for t, examples in task.tests.items()]
+                write_csv(target, _rows(outcomes), head)
                 if seed == 0:
                     weights.append(save_weights(model, options.output / f"{name}_{pattern}.safetensors"))
-    head = {"steps": str(options.steps), "torch": torch.__version__}
     rows = summary(outcomes)
     table = Table(*rows[0], title="accuracy on test images, %")
     for row in rows:
         table.add_row(*map(str, row.values()))
     Console().print(table)
-    each = [{"test": o.test, "scan": o.scan, "seed": o.seed, "accuracy": round(o.accuracy, 5)} for o in outcomes]
-    paths = [write_csv(options.output / "scans.csv", each, head), *weights]
-    paths += draw.scans(rows, each, options.output / "scans", f"scan patterns trained alike, {options.steps} steps")
-    report(paths)
+    title = f"scan patterns trained alike, {options.steps} steps"
+    report([target, *weights, *draw.scans(rows, _rows(outcomes), options.output / "scans", title)])
     return 0
+
+
+def _rows(outcomes: Sequence[Outcome]) -> list[Row]:
+    return [{"test": o.test, "scan": o.scan, "seed": o.seed, "accuracy": round(o.accuracy, 5)} for o in outcomes]

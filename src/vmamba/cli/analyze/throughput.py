@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
         training = mode == "training"
         speeds = measure(
             options.models,
-            options.image_size,
+            [options.image_size],
             options.batch_size,
             training=training,
             rounds=options.rounds,
