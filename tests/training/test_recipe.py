@@ -94,7 +94,7 @@ def test_what_is_not_decayed() -> None:
 
 
 def test_layer_decay() -> None:
-    recipe = load_recipe(overrides={"layer_decay": 0.5, "lr": 1.0})
+    recipe = load_recipe("finetune", {"layer_decay": 0.5, "lr": 1.0})
     model = vmamba.create_model("vmamba_pico", num_classes=3)
     scale = {id(p): g["lr_scale"] for g in build_optimizer(model, recipe).param_groups for p in g["params"]}
     assert scale[id(model.head.fc.weight)] == 1

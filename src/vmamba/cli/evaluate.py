@@ -18,7 +18,7 @@ from vmamba.training.distributed import Processes, joined
 from vmamba.training.evaluation import draw_sizes, evaluate
 from vmamba.training.loop import job_of
 from vmamba.training.optimizer import autocast_dtype
-from vmamba.training.recipe import DEFAULT, Recipe, load_recipe, parse_overrides
+from vmamba.training.recipe import FINETUNE, Recipe, load_recipe, parse_overrides
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def add_to(commands: Commands) -> None:
     parser = commands.add_parser("evaluate", help="measure a model on a validation split")
-    parser.add_argument("--recipe", default=DEFAULT, metavar="NAME", help="whose task and options to evaluate with")
+    parser.add_argument("--recipe", default=FINETUNE, metavar="NAME", help="whose task and options to evaluate with")
     parser.add_argument("--data", required=True, metavar="FOLDER", help="with val/, or class folders themselves")
     parser.add_argument("--model", metavar="NAME", help="default: what the checkpoint says or looks like")
     source = parser.add_mutually_exclusive_group(required=True)

@@ -11,7 +11,7 @@ from vmamba.cli.arguments import device
 from vmamba.training.distributed import joined, restarted
 from vmamba.training.loop import Interrupted, Run
 from vmamba.training.nonfinite import Diverged
-from vmamba.training.recipe import DEFAULT, list_recipes, load_recipe, parse_overrides
+from vmamba.training.recipe import FINETUNE, SCRATCH, list_recipes, load_recipe, parse_overrides
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
@@ -22,6 +22,8 @@ DIVERGED = 3
 INTERRUPTED = 75
 
 _SHORTHANDS = ("data", "model", "checkpoint", "epochs", "batch_size", "lr", "image_size", "workers", "seed")
+
+_RECIPE = f"name or YAML file (default {FINETUNE} with weights to start from, {SCRATCH} without)"
 
 _EPILOG = f"""recipes: {", ".join(list_recipes())}
 
@@ -37,7 +39,7 @@ def add_to(commands: Commands) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--recipe", default=DEFAULT, metavar="NAME", help=f"name or YAML file (default {DEFAULT})")
+    parser.add_argument("--recipe", metavar="NAME", help=_RECIPE)
     parser.add_argument("--data", metavar="FOLDER", help="train/ and val/ with a folder of images per class")
     parser.add_argument("--model", metavar="NAME", help="see 'vmamba models'")
     parser.add_argument("--checkpoint", metavar="FILE", help="weights to start from; the classifier is a fresh one")
@@ -58,11 +60,12 @@ def add_to(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     given = [f"{name}={getattr(options, name)}" for name in _SHORTHANDS if getattr(options, name) is not None]
     given += [f"{name}=true" for name in ("strict", "pretrained") if getattr(options, name)]
-    recipe = load_recipe(options.recipe, parse_overrides([*given, *options.set]))
+    name = options.recipe or (FINETUNE if options.checkpoint or options.pretrained else SCRATCH)
+    recipe = load_recipe(name, parse_overrides([*given, *options.set]))
     if options.print_config:
         print(recipe.to_yaml(), end="")
         return 0
-    output = options.output or Path("runs") / options.recipe.removesuffix(".yaml")
+    output = options.output or Path("runs") / name.removesuffix(".yaml")
     resume = options.resume or ("auto" if restarted() else None)
     with joined(device(options.device)) as processes:
         try:

@@ -177,9 +177,18 @@ def median_side(images: ClassifiedImages, looked_at: int = 64) -> int:
         except ImageError:
             continue
         sides.append(math.sqrt(width * height))
+    _close_archives(images.reader)
     if not sides:
         raise ValueError("none of the first images can be read")
     return round(float(np.median(sides)))
+
+
+def _close_archives(reader: Any) -> None:
+    """Close the tar files that timm's reader keeps open."""
+    state = getattr(reader, "tar_state", None)
+    for archive in state.values() if isinstance(state, dict) else [state]:
+        if archive is not None and archive.tf is not None:
+            archive.tf.close()
 
 
 def _labels(reader: Any) -> np.ndarray[Any, np.dtype[np.int64]]:

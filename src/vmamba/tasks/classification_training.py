@@ -220,6 +220,8 @@ class Classification:
         return hold_out(self._train_reader, self.options.holdout, self.job.seed)
 
     def train_loader(self) -> Loader:
+        reader = None if self.options.format == "shards" else self._train_reader
+        self.options = dataclasses.replace(self.options, image_size=self.image_size, num_classes=self.num_classes)
         options = self.options
         transform = training_transform(
             self.image_size,
@@ -235,7 +237,7 @@ class Classification:
         if options.format == "shards":
             return self._shards(options.train_split, transform, training=True)
         chosen = self._held_out[0] if options.holdout else None
-        return self._indexed(ClassifiedImages(self._train_reader, transform, chosen), training=True)
+        return self._indexed(ClassifiedImages(reader, transform, chosen), training=True)
 
     def val_loader(self) -> Loader:
         options = self.options

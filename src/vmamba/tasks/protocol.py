@@ -110,6 +110,8 @@ class Task(Protocol):
     Attributes:
         name: As recipes write it.
         metric: The headline.
+        options: What the task was constructed with; values left to it ("None: as the images are") are filled in by
+            `train_loader`, and land in the run's ``recipe.yaml``.
         Options: A frozen dataclass of what only this task knows (augmentation, image size …), all fields with
             defaults; the section ``options`` of a recipe. Its ``__post_init__`` raises a one-line ValueError for
             impossible values. No name may be that of a field of the recipe.
@@ -118,6 +120,7 @@ class Task(Protocol):
     name: ClassVar[str]
     metric: ClassVar[Metric]
     Options: ClassVar[type[Any]]
+    options: Any
 
     def __init__(self, job: Job, options: Any) -> None: ...
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -99,13 +99,14 @@ class Run:
     """
 
     def __init__(self, recipe: Recipe, output: Path, processes: Processes, resume: str | None = None) -> None:
-        self.recipe, self.output, self.processes = recipe, output, processes
+        self.output, self.processes = output, processes
+        self.task = task_class(recipe.task)(job_of(recipe, processes), recipe.options)
+        self.train_loader, self.val_loader = self.task.train_loader(), self.task.val_loader()
+        self.recipe = recipe = replace(recipe, options=self.task.options)
         self.checkpoints = Checkpoints(output / "checkpoints", recipe.keep)
         self.position = Position()
         state = self._state_to_resume(resume)
 
-        self.task = task_class(recipe.task)(job_of(recipe, processes), recipe.options)
-        self.train_loader, self.val_loader = self.task.train_loader(), self.task.val_loader()
         self.steps_per_epoch = len(self.train_loader) // recipe.accumulate
         if not self.steps_per_epoch:
             raise ValueError(f"the training images are fewer than one batch of {recipe.batch_size}; use a smaller one")

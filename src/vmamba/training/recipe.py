@@ -16,8 +16,8 @@ import yaml
 from vmamba.model.checkpoint import Weights
 from vmamba.tasks import task_class
 
-#: The recipe of ``vmamba train`` where none is named.
-DEFAULT = "finetune"
+#: The recipes of ``vmamba train`` where none is named: with weights to start from, and without.
+FINETUNE, SCRATCH = "finetune", "scratch"
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def list_recipes() -> list[str]:
     return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
 
 
-def load_recipe(name: str = DEFAULT, overrides: Mapping[str, Any] | None = None) -> Recipe:
+def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """A recipe of the package by name, or a YAML file by path, with some values replaced.
 
     Args:
