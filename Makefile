@@ -7,13 +7,17 @@ CSRC := src/vmamba/ops/csrc
 JOBS ?= 2
 TIMM := $(shell sed -n 's/^timm==//p' constraints.txt)
 
-.PHONY: demo test lint native sanitize clean
+.PHONY: demo test test-openmmlab lint native sanitize clean
 
 demo: $(VENV)/installed
 	$(BIN)/vmamba demo
 
-test: $(VENV)/installed .cache/timm-$(TIMM) lint
+test: $(VENV)/installed .cache/timm-$(TIMM) lint test-openmmlab
 	$(BIN)/python -m pytest
+
+# The plug-in inside OpenMMLab's packages, whose warnings are their own.
+test-openmmlab: $(VENV)/openmmlab/installed
+	OMP_NUM_THREADS=1 $(VENV)/openmmlab/bin/python -m pytest -q -o filterwarnings=default tests/openmmlab
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -26,6 +30,15 @@ $(VENV)/installed: pyproject.toml constraints.txt $(wildcard $(CSRC)/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]" --group dev
+	touch $@
+
+# OpenMMLab's packages, older than most others, beside what is installed already: an environment that sees the other.
+OPENMMLAB := mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0 mmsegmentation==1.2.2 ftfy==6.3.1 regex
+$(VENV)/openmmlab/installed: Makefile $(VENV)/installed
+	$(BIN)/python -m venv $(VENV)/openmmlab
+	$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' > \
+		"$$($(VENV)/openmmlab/bin/python -c 'import site; print(site.getsitepackages()[0])')/parent.pth"
+	$(VENV)/openmmlab/bin/python -m pip install --quiet --constraint constraints.txt $(OPENMMLAB)
 	touch $@
 
 # timm's own tests of a model, for tests/timm_suite; only in its source distribution.

@@ -34,3 +34,13 @@ def device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None
     return found
+
+
+def outputs(paths: Sequence[Path]) -> dict[Path, str]:
+    """A name for the results of each input file: its own, numbered where several have the same."""
+    seen: Counter[str] = Counter()
+    names = {}
+    for path in paths:
+        seen[path.stem] += 1
+        names[path] = path.stem if seen[path.stem] == 1 else f"{path.stem}_{seen[path.stem]}"
+    return names

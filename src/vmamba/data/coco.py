@@ -109,8 +109,8 @@ class CocoInstances:
     Args:
         split: See `find_split`.
         training: Leave out images without instances and those with a side below 32 pixels.
-        transform: From ``{"image", "boxes", "labels", "masks", "id", "file", "size"}`` with tv_tensors; None to
-            return that.
+        transform: From a dictionary with tv_tensors: ``image``, its ``id``, ``file`` and ``size`` (height, width), and
+            for training ``boxes``, ``labels``, ``masks``; None to return that.
         strict: Do not accept boxes without area or outside the image.
 
     Raises:
@@ -126,7 +126,7 @@ class CocoInstances:
         transform: Callable[[dict[str, Any]], Any] | None = None,
         strict: bool = False,
     ) -> None:
-        self.split, self.transform = split, transform
+        self.split, self.transform, self.training = split, transform, training
         content = read_annotations(split.annotations)
         categories = sorted(content["categories"], key=lambda c: c["id"])
         self.category_ids = tuple(c["id"] for c in categories)
@@ -159,18 +159,12 @@ class CocoInstances:
                 f"{picture.width}×{picture.height}"
             )
         size = (picture.height, picture.width)
-        masks = [decode_mask(s, *size) for s in picture.segmentations]
-        sample = {
-            "image": tv_tensors.Image(image),
-            "boxes": tv_tensors.BoundingBoxes(
-                torch.tensor(picture.boxes, dtype=torch.float32).view(-1, 4), format="XYXY", canvas_size=size
-            ),
-            "labels": torch.tensor(picture.labels, dtype=torch.int64),
-            "masks": tv_tensors.Mask(torch.stack(masks) if masks else torch.zeros((0, *size), dtype=torch.uint8)),
-            "id": picture.id,
-            "file": picture.path.name,
-            "size": size,
-        }
+        sample = {"image": tv_tensors.Image(image), "id": picture.id, "file": picture.path.name, "size": size}
+        if self.training:
+            boxes = torch.tensor(picture.boxes, dtype=torch.float32).view(-1, 4)
+            sample["boxes"] = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size)
+            sample["labels"] = torch.tensor(picture.labels, dtype=torch.int64)
+            sample["masks"] = tv_tensors.Mask(torch.stack([decode_mask(s, *size) for s in picture.segmentations]))
         return sample if self.transform is None else self.transform(sample)
 
     def _by_image(self, content: Mapping[str, Any]) -> dict[int, list[dict[str, Any]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,6 +52,7 @@ class MaskRCNNConfig:
         box_channels: Hidden units of the box head.
         mask_channels: Of the four convolutions of the mask head.
         proposals: Regions that the second stage looks at, per image.
+        samples: Of these, how many it learns from.
         score_threshold: Detections need a score above it.
         overlap_threshold: Of two detections of one class that overlap more, the better one is kept.
         max_detections: Per image.
@@ -62,6 +64,7 @@ class MaskRCNNConfig:
     box_channels: int = 1024
     mask_channels: int = 256
     proposals: int = 1000
+    samples: int = 512
     score_threshold: float = 0.05
     overlap_threshold: float = 0.5
     max_detections: int = 100
@@ -110,24 +113,27 @@ class MaskRCNN(nn.Module):
         if len(config.backbone.dims) != 4:
             raise ValueError(f"Mask R-CNN needs a backbone of 4 stages, got {len(config.backbone.dims)}")
         self.config = config
-        classes, channels = len(config.classes), config.channels
+        channels = config.channels
         with torch.device(device or "cpu") if device is not None else torch.device(torch.get_default_device()):
             self.backbone = VMamba(config.backbone, stage_norms=True)
             self.backbone.prune_intermediate_layers([0, 1, 2, 3], prune_norm=True)
             self.fpn = FeaturePyramidNetwork(list(config.backbone.dims), channels, LastLevelMaxPool())
             self.rpn_head = RPNHead(channels, len(ASPECT_RATIOS))
             self.box_head = TwoMLPHead(channels * _BOX_SIDE**2, config.box_channels)
-            self.class_score = nn.Linear(config.box_channels, classes + 1)  # the background is last
-            self.box_offset = nn.Linear(config.box_channels, 4 * classes)
             self.mask_head = MaskRCNNHeads(channels, [config.mask_channels] * 4, dilation=1)
-            self.mask_predictor = MaskRCNNPredictor(config.mask_channels, config.mask_channels, classes)
-        self._init_heads()
+            for module in (*self.fpn.modules(), *self.box_head.modules()):
+                if isinstance(module, (nn.Conv2d, nn.Linear)):
+                    nn.init.xavier_uniform_(module.weight)
+                    nn.init.zeros_(module.bias)
+            self.reset_classes(config.classes)
 
-    def _init_heads(self) -> None:
-        for module in (*self.fpn.modules(), *self.box_head.modules()):
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+    def reset_classes(self, classes: Sequence[str]) -> None:
+        """Fresh last layers, for other classes."""
+        self.config = dataclasses.replace(self.config, classes=tuple(classes))
+        hidden, channels = self.config.box_channels, self.config.mask_channels
+        self.class_score = nn.Linear(hidden, len(classes) + 1)  # the background is last
+        self.box_offset = nn.Linear(hidden, 4 * len(classes))
+        self.mask_predictor = MaskRCNNPredictor(channels, channels, len(classes))
         for layer, std in ((self.class_score, 0.01), (self.box_offset, 0.001)):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
@@ -210,8 +216,8 @@ class MaskRCNN(nn.Module):
             class_loss = class_loss + F.binary_cross_entropy_with_logits(score[chosen], truth, reduction="sum")
             wanted = encode(target["boxes"][assigned[positive]], references[positive], _ANCHOR_SPREAD)
             box_loss = box_loss + (offset[positive] - wanted).abs().sum()
-            total += len(chosen)
-        return {"proposal_class": class_loss / max(total, 1), "proposal_box": box_loss / max(total, 1)}
+            total += max(len(positive), 1) + max(len(negative), 1)  # as they count
+        return {"proposal_class": class_loss / total, "proposal_box": box_loss / total}
 
     # Second stage
 
@@ -234,7 +240,7 @@ class MaskRCNN(nn.Module):
             found = assign(proposed, truth, positive=0.5, negative=0.5, least=0.5)
             boxes = torch.cat([truth, proposed])  # the true boxes are proposals too
             assigned = torch.cat([torch.arange(len(truth), device=found.device), found])
-            positive, negative = sample(assigned, 512, 0.25)
+            positive, negative = sample(assigned, self.config.samples, 0.25)
             chosen, which = torch.cat([positive, negative]), assigned[positive]
             regions.append(F.pad(boxes[chosen], (1, 0), value=i))
             background = torch.full_like(negative, len(self.config.classes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vmamba.data.ade20k import IGNORED
 from vmamba.model.backbone import VMamba
 from vmamba.model.config import VMambaConfig
 
-#: Label of pixels that belong to no class.
-IGNORED = 255
 _AUXILIARY_WEIGHT = 0.4
 _DROPOUT = 0.1
 
@@ -73,10 +73,15 @@ class UperNet(nn.Module):
                 whole.decode_head,
                 whole.auxiliary_head,
             )
-            for head in (self.decode_head, self.auxiliary_head):
-                head.classifier = _Classifier(head.classifier.in_channels, len(config.classes), 1)
-                nn.init.normal_(head.classifier.weight, std=0.01)
-                nn.init.zeros_(head.classifier.bias)
+            self.reset_classes(config.classes)
+
+    def reset_classes(self, classes: Sequence[str]) -> None:
+        """Fresh last layers, for other classes."""
+        self.config = dataclasses.replace(self.config, classes=tuple(classes))
+        for head in (self.decode_head, self.auxiliary_head):
+            head.classifier = _Classifier(head.classifier.in_channels, len(classes), 1)
+            nn.init.normal_(head.classifier.weight, std=0.01)
+            nn.init.zeros_(head.classifier.bias)
 
     @property
     def vmamba(self) -> VMamba:

@@ -1,0 +1,31 @@
+"""``vmamba shapes``: data to try detection and segmentation with."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmamba.cli.arguments import positive
+from vmamba.data.shapes import write_shapes
+
+if TYPE_CHECKING:
+    from vmamba.cli.arguments import Commands
+
+
+def add_to(commands: Commands) -> None:
+    parser = commands.add_parser("shapes", help="write pictures of shapes, to try detection and segmentation with")
+    parser.add_argument("folder", type=Path, help="gets coco/ and ade20k/, in these data sets' formats")
+    parser.add_argument("--train", type=positive, default=600, metavar="N", help="training pictures (default 600)")
+    parser.add_argument("--val", type=positive, default=100, metavar="N", help="validation pictures (default 100)")
+    parser.add_argument("--side", type=positive, default=128, metavar="PIXELS", help="typical side (default 128)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    folders = write_shapes(
+        options.folder, train=options.train, val=options.val, side=options.side, seed=options.seed
+    )
+    print(f"wrote {' and '.join(map(str, folders))}")
+    return 0

@@ -1,0 +1,101 @@
+"""COCO's average precision of boxes and masks."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from vmamba.data.coco import encode_mask, read_annotations
+
+#: What COCO's evaluation calls its numbers, in its order.
+_NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+
+
+def as_results(
+    image_id: int, boxes: Tensor, scores: Tensor, labels: Tensor, masks: Tensor, category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """The detections of one image in COCO's results format.
+
+    Args:
+        image_id: Of the annotation file.
+        boxes: (N, 4) x1, y1, x2, y2 in pixels of the original image.
+        scores: (N,).
+        labels: (N,), indices into `category_ids`.
+        masks: Bool (N, H, W).
+        category_ids: Of the annotation file.
+    """
+    sized = boxes.clone()
+    sized[:, 2:] -= boxes[:, :2]
+    return [
+        {
+            "image_id": image_id,
+            "category_id": category_ids[label],
+            "bbox": [round(v, 3) for v in box],
+            "score": score,
+            "segmentation": encode_mask(mask),
+        }
+        for box, score, label, mask in zip(sized.tolist(), scores.tolist(), labels.tolist(), masks, strict=True)
+    ]
+
+
+def average_precision(annotations: Path, results: Sequence[Mapping[str, Any]], output: Path | None = None) -> dict[str, float]:
+    """Average precision, per cent, of detections against an annotation file.
+
+    Args:
+        annotations: COCO's format, crowds included.
+        results: See `as_results`, of all images of the file.
+        output: Folder for ``detections.json`` and ``average_precision.csv`` (per class), or None.
+
+    Returns:
+        ``box_ap``, ``box_ap50``, ``box_ap75``, ``box_ap_small`` …, and the same of masks; NaN where the file has no
+        such objects.
+
+    Raises:
+        ValueError: If faster-coco-eval is not installed.
+    """
+    try:
+        from faster_coco_eval import COCO, COCOeval_faster
+    except ImportError:
+        raise ValueError("COCO's evaluation needs faster-coco-eval: pip install 'vmamba[dense]'") from None
+    content = read_annotations(annotations)
+    for annotation in content["annotations"]:
+        annotation.setdefault("iscrowd", 0)
+    truth = COCO(content, print_function=_silent)
+    names = [str(c.get("name", c["id"])) for c in sorted(content["categories"], key=lambda c: c["id"])]
+    numbers: dict[str, float] = {}
+    per_class: dict[str, list[float]] = {}
+    for kind, prefix, left_out in (("bbox", "box", "segmentation"), ("segm", "mask", "bbox")):
+        # Masks are sorted by their own area, which the evaluator takes from the box where there is one.
+        mine = [{key: value for key, value in result.items() if key != left_out} for result in results]
+        if not mine:
+            numbers |= {f"{prefix}_{name}": 0.0 for name in _NAMES}
+            per_class[prefix] = [0.0] * len(names)
+            continue
+        evaluation = COCOeval_faster(truth, truth.loadRes(mine), kind, print_function=_silent)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        stats = [float(v) for v in evaluation.stats[: len(_NAMES)]]
+        numbers |= {f"{prefix}_{n}": 100 * v if v >= 0 else float("nan") for n, v in zip(_NAMES, stats, strict=True)}
+        precision = evaluation.eval["precision"][:, :, :, 0, -1]  # overlap, recall, class
+        found = [precision[:, :, i] for i in range(len(names))]
+        per_class[prefix] = [100 * float(p[p > -1].mean()) if (p > -1).any() else float("nan") for p in found]
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "detections.json").write_text(json.dumps(list(results)))
+        with (output / "average_precision.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["class", "box_ap", "mask_ap"])
+            for name, *values in zip(names, per_class["box"], per_class["mask"], strict=True):
+                writer.writerow([name, *("" if np.isnan(v) else f"{v:.2f}" for v in values)])
+    return numbers
+
+
+def _silent(*_: object, **__: object) -> None:
+    """The evaluator would print."""

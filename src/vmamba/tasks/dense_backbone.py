@@ -1,0 +1,43 @@
+"""The backbone of a detector or segmenter that is to be trained."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from vmamba.model.author_names import to_our_names
+from vmamba.model.backbone import VMamba
+from vmamba.model.checkpoint import identify, load_config, load_weights, read_checkpoint
+from vmamba.model.config import VMambaConfig
+from vmamba.model.zoo import VARIANTS, create_model
+from vmamba.tasks.protocol import Job
+
+
+def backbone_config(job: Job) -> VMambaConfig:
+    """The architecture that a job names, or that its checkpoint has.
+
+    Raises:
+        ValueError: For an unknown name, or where neither says it.
+        CheckpointError: If the checkpoint cannot be read.
+    """
+    if job.model is not None:
+        model = create_model(job.model, num_classes=0, **job.model_options)  # says what is wrong with the name
+        assert isinstance(model, VMamba)
+        return model.config
+    config = None
+    if job.checkpoint is not None:
+        config = load_config(job.checkpoint)
+        name = None if config else identify(to_our_names(read_checkpoint(job.checkpoint)))
+        config = VARIANTS[name].config if name else config
+    if config is None:
+        raise ValueError("which backbone? give --model NAME; 'vmamba models' lists them")
+    return dataclasses.replace(config, num_classes=0, **job.model_options)
+
+
+def load_backbone(backbone: VMamba, job: Job) -> None:
+    """Start from the job's classification weights, where it has any; the norms of the stages stay as they are."""
+    if job.checkpoint is not None:
+        load_weights(backbone, job.checkpoint)
+    elif job.pretrained:
+        if job.model is None:
+            raise ValueError("pretrained needs --model NAME; 'vmamba models' lists them")
+        load_weights(backbone, create_model(job.model, pretrained=True).state_dict())

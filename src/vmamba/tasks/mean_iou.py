@@ -1,0 +1,66 @@
+"""Mean intersection over union."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vmamba.data.ade20k import IGNORED
+
+
+class MeanIoU:
+    """Counts over images and processes: pixels of each class taken for each class.
+
+    Args:
+        num_classes: Classes.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+
+    def add(self, predicted: Tensor, labels: Tensor) -> None:
+        """Count an image: both integer (H, W); labels `IGNORED` where there is none."""
+        known = labels != IGNORED
+        classes = len(self.confusion)
+        cells = labels[known].long() * classes + predicted.to(labels.device)[known].long()
+        self.confusion += torch.bincount(cells, minlength=classes**2).view_as(self.confusion).cpu()
+
+    def sum_over_processes(self) -> None:
+        """What all processes counted."""
+        if dist.is_initialized():
+            everywhere = [torch.zeros_like(self.confusion) for _ in range(dist.get_world_size())]
+            dist.all_gather_object(everywhere, self.confusion)
+            self.confusion = torch.stack(everywhere).sum(dim=0)
+
+    def per_class(self) -> tuple[Tensor, Tensor]:
+        """IoU and recall of each class, float64; NaN for a class that neither occurs nor is predicted."""
+        hits, truth, predicted = self.confusion.diagonal(), self.confusion.sum(1), self.confusion.sum(0)
+        return hits.double() / (truth + predicted - hits), hits.double() / truth
+
+    def results(self) -> dict[str, float]:
+        """``miou``, ``macc`` (mean recall) and ``aacc`` (share of pixels), per cent.
+
+        Raises:
+            ValueError: If no pixel had a label.
+        """
+        if not self.confusion.any():
+            raise ValueError("there was no labelled pixel to evaluate on")
+        iou, recall = self.per_class()
+        share = self.confusion.diagonal().sum().double() / self.confusion.sum()
+        return {"miou": 100 * float(iou.nanmean()), "macc": 100 * float(recall.nanmean()), "aacc": 100 * float(share)}
+
+    def write(self, folder: Path, names: Sequence[str]) -> Path:
+        """Write ``iou.csv``, one row per class; its path."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "iou.csv"
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["class", "iou_percent", "recall_percent"])
+            for name, *values in zip(names, *(v.tolist() for v in self.per_class()), strict=True):
+                writer.writerow([name, *("" if v != v else f"{100 * v:.2f}" for v in values)])
+        return path
