@@ -104,8 +104,10 @@ def test_runner_trains_validates_and_resumes(kind: str, metric: str, shapes: Pat
     load: Any = load_detector if kind == "detection" else load_segmenter
     ours = load(saved, backbone=VMambaConfig(dims=(8, 16, 32, 64), depths=(1, 1, 1, 1)))
     theirs = second.model.state_dict()
-    assert torch.equal(ours.state_dict()["backbone." + ("vmamba." if kind != "detection" else "") + "stem.conv1.weight"],
-                       theirs["backbone.vmamba.stem.conv1.weight"])
+    assert torch.equal(
+        ours.state_dict()["backbone." + ("vmamba." if kind != "detection" else "") + "stem.conv1.weight"],
+        theirs["backbone.vmamba.stem.conv1.weight"],
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import mmdet.evaluation
 import mmdet.models
 import mmseg.datasets
 import mmseg.evaluation
-import mmseg.models  # noqa: F401 (registers)
+import mmseg.models
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope

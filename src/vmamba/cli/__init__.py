@@ -6,11 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from vmamba.cli import analyze, convert, demo, env, evaluate, models, predict, train
+from vmamba.cli import analyze, convert, demo, detect, env, evaluate, models, predict, segment, shapes, train
 from vmamba.model.checkpoint import CheckpointError
 from vmamba.model.download import DownloadError
 
-COMMANDS = (models, env, predict, train, evaluate, analyze, convert, demo)
+COMMANDS = (models, env, predict, detect, segment, train, evaluate, analyze, convert, shapes, demo)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

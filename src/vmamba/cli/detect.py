@@ -26,10 +26,16 @@ if TYPE_CHECKING:
 def add_to(commands: Commands) -> None:
     parser = commands.add_parser("detect", help="find things in images: boxes and masks")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or quoted glob patterns")
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="a detector, the authors' or ours")
-    parser.add_argument("--model", metavar="NAME", help="its backbone (default: what the checkpoint says or looks like)")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="FILE", help="a detector, the authors' or ours"
+    )
+    parser.add_argument(
+        "--model", metavar="NAME", help="its backbone (default: what the checkpoint says or looks like)"
+    )
     parser.add_argument("--output", type=Path, default=Path("detections"), metavar="FOLDER", help="default: detections")
-    parser.add_argument("--score", type=float, default=0.5, metavar="S", help="leave out what scores less (default 0.5)")
+    parser.add_argument(
+        "--score", type=float, default=0.5, metavar="S", help="leave out what scores less (default 0.5)"
+    )
     parser.add_argument("--image-size", type=positive, default=800, metavar="PIXELS", help="short side (default 800)")
     parser.add_argument("--max-size", type=positive, default=1333, metavar="PIXELS", help="long side (default 1333)")
     parser.add_argument("--device", help="cpu, cuda, mps … (default: the fastest there is)")
@@ -57,9 +63,7 @@ def run(options: argparse.Namespace) -> int:
             on_error=failures.append,
         ):
             picture = options.output / f"{names[found.path]}.png"
-            draw_detections(
-                picture, found.image, found.boxes, found.scores, found.labels, found.masks, classes
-            )
+            draw_detections(picture, found.image, found.boxes, found.scores, found.labels, found.masks, classes)
             mine = _records(found, classes)
             records += mine
             _add_rows(table, found, mine)
@@ -100,6 +104,4 @@ def _add_rows(table: Table, found: Found, records: list[dict[str, Any]]) -> None
     for i, record in enumerate(records):
         box = " ".join(f"{v:.0f}" for v in record["bbox"])
         last = i == len(records) - 1
-        table.add_row(
-            "" if i else str(found.path), record["category"], f"{record['score']:.0%}", box, end_section=last
-        )
+        table.add_row("" if i else str(found.path), record["category"], f"{record['score']:.0%}", box, end_section=last)

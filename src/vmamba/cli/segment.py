@@ -28,7 +28,9 @@ def add_to(commands: Commands) -> None:
     parser = commands.add_parser("segment", help="find the class of every pixel")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or quoted glob patterns")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="a segmenter, authors' or ours")
-    parser.add_argument("--model", metavar="NAME", help="its backbone (default: what the checkpoint says or looks like)")
+    parser.add_argument(
+        "--model", metavar="NAME", help="its backbone (default: what the checkpoint says or looks like)"
+    )
     parser.add_argument("--output", type=Path, default=Path("segments"), metavar="FOLDER", help="default: segments")
     parser.add_argument("--image-size", type=positive, default=512, metavar="PIXELS", help="short side (default 512)")
     parser.add_argument("--full-size", action="store_true", help="take images at their own size")

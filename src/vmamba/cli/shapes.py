@@ -24,8 +24,6 @@ def add_to(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    folders = write_shapes(
-        options.folder, train=options.train, val=options.val, side=options.side, seed=options.seed
-    )
+    folders = write_shapes(options.folder, train=options.train, val=options.val, side=options.side, seed=options.seed)
     print(f"wrote {' and '.join(map(str, folders))}")
     return 0

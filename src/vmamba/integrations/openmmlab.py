@@ -1,8 +1,8 @@
 """VMamba as a backbone of OpenMMLab's toolboxes (MMDetection 3, MMSegmentation 1, and whatever builds on MMEngine).
 
 In a configuration file: ``custom_imports = dict(imports=["vmamba.integrations.openmmlab"])``, then
-``backbone=dict(type="VMamba", model="vmamba_tiny_s1l8", pretrained="vssm1_tiny_0230s_ckpt_epoch_264.pth")``. The authors'
-configuration files work as they are: their ``MM_VSSM`` is registered too.
+``backbone=dict(type="VMamba", model="vmamba_tiny_s1l8", pretrained="vssm1_tiny_0230s_ckpt_epoch_264.pth")``. The
+authors' configuration files work as they are: their ``MM_VSSM`` is registered too.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class VMamba(BaseModule):
         maps = self.vmamba.forward_intermediates(
             x, indices=list(self.out_indices), norm=True, stop_early=True, intermediates_only=True
         )
-        return tuple(maps)
+        return tuple(cast(list[Tensor], maps))
 
 
 @MODELS.register_module(name="MM_VSSM")

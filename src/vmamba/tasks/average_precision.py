@@ -44,7 +44,9 @@ def as_results(
     ]
 
 
-def average_precision(annotations: Path, results: Sequence[Mapping[str, Any]], output: Path | None = None) -> dict[str, float]:
+def average_precision(
+    annotations: Path, results: Sequence[Mapping[str, Any]], output: Path | None = None
+) -> dict[str, float]:
     """Average precision, per cent, of detections against an annotation file.
 
     Args:

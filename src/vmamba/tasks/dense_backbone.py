@@ -26,7 +26,7 @@ def backbone_config(job: Job) -> VMambaConfig:
     config = None
     if job.checkpoint is not None:
         config = load_config(job.checkpoint)
-        name = None if config else identify(to_our_names(read_checkpoint(job.checkpoint)))
+        name = None if config else identify(to_our_names(read_checkpoint(job.checkpoint, job.weights)))
         config = VARIANTS[name].config if name else config
     if config is None:
         raise ValueError("which backbone? give --model NAME; 'vmamba models' lists them")
@@ -36,7 +36,7 @@ def backbone_config(job: Job) -> VMambaConfig:
 def load_backbone(backbone: VMamba, job: Job) -> None:
     """Start from the job's classification weights, where it has any; the norms of the stages stay as they are."""
     if job.checkpoint is not None:
-        load_weights(backbone, job.checkpoint)
+        load_weights(backbone, job.checkpoint, weights=job.weights)
     elif job.pretrained:
         if job.model is None:
             raise ValueError("pretrained needs --model NAME; 'vmamba models' lists them")

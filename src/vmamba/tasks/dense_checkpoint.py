@@ -15,6 +15,7 @@ from vmamba.data import ade20k, coco
 from vmamba.model.author_names import to_our_names
 from vmamba.model.checkpoint import (
     CheckpointError,
+    Weights,
     config_path,
     identify,
     load_config,
@@ -32,7 +33,9 @@ _WHAT = {"classification": "a classifier", "detection": "a detector", "segmentat
 _COMMAND = {"classification": "vmamba predict", "detection": "vmamba detect", "segmentation": "vmamba segment"}
 
 
-def load_detector(source: str | Path, name: str | None = None, *, backbone: VMambaConfig | None = None) -> MaskRCNN:
+def load_detector(
+    source: str | Path, name: str | None = None, *, backbone: VMambaConfig | None = None, weights: Weights = "auto"
+) -> MaskRCNN:
     """The Mask R-CNN in a checkpoint.
 
     Args:
@@ -40,12 +43,13 @@ def load_detector(source: str | Path, name: str | None = None, *, backbone: VMam
             ``.json``.
         name: The backbone, one of `vmamba.list_models`; by default what the checkpoint says or looks like.
         backbone: Its architecture instead.
+        weights: See `read_checkpoint`.
 
     Raises:
         CheckpointError: If it cannot be read, is for another task, or does not fit.
         ValueError: For an unknown name.
     """
-    state_dict, values = _read(source, "detection", detector_names, name, backbone)
+    state_dict, values = _read(source, "detection", detector_names, name, backbone, weights)
     if "channels" not in values:
         values |= {
             "channels": _width(source, state_dict, "fpn.inner_blocks.0.0.weight"),
@@ -60,9 +64,11 @@ def load_detector(source: str | Path, name: str | None = None, *, backbone: VMam
     return model
 
 
-def load_segmenter(source: str | Path, name: str | None = None, *, backbone: VMambaConfig | None = None) -> UperNet:
+def load_segmenter(
+    source: str | Path, name: str | None = None, *, backbone: VMambaConfig | None = None, weights: Weights = "auto"
+) -> UperNet:
     """The UperNet in a checkpoint; see `load_detector`."""
-    state_dict, values = _read(source, "segmentation", segmenter_names, name, backbone)
+    state_dict, values = _read(source, "segmentation", segmenter_names, name, backbone, weights)
     if "channels" not in values:
         values |= {
             "channels": _width(source, state_dict, "decode_head.bottleneck.conv.weight"),
@@ -89,9 +95,10 @@ def _read(
     translate: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
     name: str | None,
     backbone: VMambaConfig | None,
+    weights: Weights,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights by our names, and the configuration as far as it is known: at least ``backbone``."""
-    raw = read_checkpoint(source)
+    raw = read_checkpoint(source, weights)
     found = kind_of(raw)
     if found != kind:
         raise CheckpointError(f"{source}: holds {_WHAT[found]}, not {_WHAT[kind]}; it is for '{_COMMAND[found]}'")

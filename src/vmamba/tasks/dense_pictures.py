@@ -90,7 +90,7 @@ def draw_segmentation(path: Path, image: Image.Image, labels: Tensor, classes: S
     _save(figure, path)
 
 
-def _canvas(pixels: NDArray[np.float32], size: tuple[int, int], legend: bool):  # type: ignore[no-untyped-def]
+def _canvas(pixels: NDArray[np.floating], size: tuple[int, int], legend: bool):  # type: ignore[no-untyped-def]
     try:
         from matplotlib.figure import Figure
     except ImportError:

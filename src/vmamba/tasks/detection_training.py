@@ -93,14 +93,16 @@ class DetectionBatch(NamedTuple):
 
     def to(self, device: torch.device) -> DetectionBatch:
         images = self.images.to(device, non_blocking=True)
-        targets = tuple({name: t.to(device, non_blocking=True) for name, t in target.items()} for target in self.targets)
+        targets = tuple(
+            {name: t.to(device, non_blocking=True) for name, t in target.items()} for target in self.targets
+        )
         return self._replace(images=images, targets=targets)
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> DetectionBatch:
     """Samples of any size → batch, padded below and on the right to a common multiple of 32."""
     images = [sample["image"].as_subclass(Tensor) for sample in samples]
-    targets = [
+    targets: list[dict[str, Tensor]] = [
         {name: sample[name].as_subclass(Tensor) for name in ("boxes", "labels", "masks") if name in sample}
         for sample in samples
     ]
@@ -154,8 +156,8 @@ class Detection:
 
     def build_model(self) -> nn.Module:
         job, options = self.job, self.options
-        if job.checkpoint is not None and kind_of(read_checkpoint(job.checkpoint)) != "classification":
-            found = load_detector(job.checkpoint, job.model)
+        if job.checkpoint is not None and kind_of(read_checkpoint(job.checkpoint, job.weights)) != "classification":
+            found = load_detector(job.checkpoint, job.model, weights=job.weights)
             backbone = dataclasses.replace(found.config.backbone, **job.model_options)
             model = MaskRCNN(dataclasses.replace(found.config, backbone=backbone))
             model.load_state_dict(found.state_dict())
@@ -214,9 +216,7 @@ class Detection:
             everything = [[] for _ in range(dist.get_world_size())]
             dist.all_gather_object(everything, found)
         together = [result for part in everything for result in part]
-        return average_precision(
-            self._val_data.split.annotations, together, output if self.job.rank == 0 else None
-        )
+        return average_precision(self._val_data.split.annotations, together, output if self.job.rank == 0 else None)
 
     def export(self, model: nn.Module, folder: Path) -> list[Path]:
         assert isinstance(model, MaskRCNN)

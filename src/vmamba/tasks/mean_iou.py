@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,5 +63,5 @@ class MeanIoU:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["class", "iou_percent", "recall_percent"])
             for name, *values in zip(names, *(v.tolist() for v in self.per_class()), strict=True):
-                writer.writerow([name, *("" if v != v else f"{100 * v:.2f}" for v in values)])
+                writer.writerow([name, *("" if math.isnan(v) else f"{100 * v:.2f}" for v in values)])
         return path

@@ -80,7 +80,7 @@ def as_tensor(image: Image.Image) -> Tensor:
 def segment(
     model: nn.Module,
     image: Tensor,
-    inference: Inference = Inference(),  # noqa: B008 (frozen)
+    inference: Inference = Inference(),
     *,
     on_window: Callable[[], None] | None = None,
 ) -> Tensor:
@@ -129,9 +129,7 @@ def _best(logits: Tensor) -> Tensor:
     return logits.argmax(dim=1)[0].to(torch.uint8).cpu()
 
 
-def _bands(
-    model: nn.Module, x: Tensor, inference: Inference, on_window: Callable[[], None] | None
-) -> Iterator[Tensor]:
+def _bands(model: nn.Module, x: Tensor, inference: Inference, on_window: Callable[[], None] | None) -> Iterator[Tensor]:
     """Logits of the input from top to bottom, in bands (1, classes, rows, W)."""
     if inference.window is None:
         coarse = getattr(model, "coarse", model)(x)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -130,8 +130,8 @@ class Segmentation:
 
     def build_model(self) -> nn.Module:
         job, options = self.job, self.options
-        if job.checkpoint is not None and kind_of(read_checkpoint(job.checkpoint)) != "classification":
-            found = load_segmenter(job.checkpoint, job.model)
+        if job.checkpoint is not None and kind_of(read_checkpoint(job.checkpoint, job.weights)) != "classification":
+            found = load_segmenter(job.checkpoint, job.model, weights=job.weights)
             backbone = dataclasses.replace(found.config.backbone, **job.model_options)
             model = UperNet(dataclasses.replace(found.config, backbone=backbone))
             model.load_state_dict(found.state_dict())
@@ -183,5 +183,5 @@ class Segmentation:
         return score.results()
 
     def export(self, model: nn.Module, folder: Path) -> list[Path]:
-        weights = save_dense(model, folder / "model.safetensors")
+        weights = save_dense(cast(UperNet, model), folder / "model.safetensors")
         return [weights, weights.with_suffix(".json")]
