@@ -280,7 +280,7 @@ def scans(rows: Sequence[Mapping[str, Any]], each: Sequence[Mapping[str, Any]], 
             axis.hlines(row["mean"], x - 0.25, x + 0.25, color=colour, linewidth=3)
             axis.plot([x] * len(values), values, "o", color="white", markeredgecolor=colour, markersize=6)
             axis.annotate(f"{row['mean']:.1f}", (x + 0.28, row["mean"]), va="center", fontsize=9)
-        axis.set_xticks(range(len(chosen)), [row["scan"] for row in chosen], fontsize=9)
+        axis.set_xticks(range(len(chosen)), [row["scan"] for row in chosen], fontsize=9, rotation=20)
         axis.set_xlim(-0.5, len(chosen) - 0.2)
         axis.set_title(test, fontsize=11)
         axis.set_ylabel("accuracy on test images, %")
