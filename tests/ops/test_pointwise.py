@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from vmamba.ops import pointwise
+from vmamba.ops import pointwise, pointwise_branch
 
 
 @pytest.fixture(params=[(2, 5, 3), (1, 1, 1), (1, 1, 7), (3, 1, 1)], ids=str)
@@ -24,12 +26,6 @@ def test_values(operands: tuple[Tensor, Tensor, Tensor], grad: bool, dtype: torc
     x, weight, b = (t.to(dtype) for t in operands)
     with torch.set_grad_enabled(grad):
         torch.testing.assert_close(pointwise(x, weight, b if bias else None), F.linear(x, weight, b if bias else None))
-
-
-@pytest.mark.parametrize("grad", [True, False])
-def test_gelu(operands: tuple[Tensor, Tensor, Tensor], grad: bool) -> None:
-    with torch.set_grad_enabled(grad):
-        torch.testing.assert_close(pointwise(*operands, gelu=True), F.gelu(F.linear(*operands)), rtol=1e-4, atol=1e-5)
 
 
 def test_gradients(operands: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -61,3 +57,71 @@ def test_flops_and_compilation() -> None:
         with torch.set_grad_enabled(grad):
             compiled = torch.compile(pointwise, fullgraph=True, backend="aot_eager")
             torch.testing.assert_close(compiled(x, weight, bias), expected)
+
+
+def branch_operands() -> tuple[Tensor, list[Tensor]]:
+    """Operands of a branch with two linear maps, the second without a bias, in float64."""
+    torch.manual_seed(0)
+    shapes = [(8,), (8,), (32, 8), (32,), (6, 32), (2, 5, 3, 6)]
+    return torch.randn(2, 5, 3, 8, dtype=torch.float64), [torch.randn(s, dtype=torch.float64) for s in shapes]
+
+
+def branch(x: Tensor, rest: list[Tensor], residual: bool = True) -> Tensor:
+    norm_weight, norm_bias, weight1, bias1, weight2, added = rest
+    return pointwise_branch(
+        x, norm_weight, norm_bias, 1e-5, [weight1, weight2], [bias1, None], added if residual else None
+    )
+
+
+def definition(x: Tensor, rest: list[Tensor], residual: bool = True) -> Tensor:
+    norm_weight, norm_bias, weight1, bias1, weight2, added = rest
+    centred = x - x.mean(-1, keepdim=True)
+    normalised = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm_weight + norm_bias
+    hidden = normalised @ weight1.T + bias1
+    y = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5)) @ weight2.T
+    return y + added if residual else y
+
+
+@pytest.mark.parametrize("blocked", [False, True])
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_branch(grad: bool, residual: bool, blocked: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    if blocked:
+        module = importlib.import_module("vmamba.ops.pointwise")  # the function has its name
+        monkeypatch.setattr(module, "LARGE", 0)
+        monkeypatch.setattr(module, "BLOCK", 7)  # 30 tokens: four blocks and a rest
+    x, rest = branch_operands()
+    with torch.set_grad_enabled(grad):
+        y = branch(x.to(dtype), [t.to(dtype) for t in rest], residual)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.double(), definition(x, rest, residual), rtol=1e-4, atol=1e-4)
+
+
+def test_branch_gradients() -> None:
+    x, rest = branch_operands()
+    leaves = [t.float().requires_grad_() for t in (x, *rest)]
+    truths = [t.requires_grad_() for t in (x, *rest)]
+    got = torch.autograd.grad(branch(leaves[0], leaves[1:]).sin().sum(), leaves)
+    expected = torch.autograd.grad(definition(truths[0], truths[1:]).sin().sum(), truths)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-3)
+
+
+def test_branch_operator_and_flops() -> None:
+    x, rest = branch_operands()
+    x, (norm_weight, norm_bias, weight1, bias1, weight2, added) = x.float(), [t.float() for t in rest]
+    arguments = (x, norm_weight, norm_bias, 1e-5, [weight1, weight2], [bias1, None])
+    for residual in (None, added):
+        torch.library.opcheck(
+            torch.ops.vmamba.onednn_branch.default,
+            (*arguments, residual),
+            test_utils=("test_schema", "test_faketensor"),
+        )
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad), FlopCounterMode(display=False) as counter:
+            expected = pointwise_branch(*arguments, added)
+        assert counter.get_total_flops() == 2 * 30 * (8 * 32 + 32 * 6)
+        with torch.set_grad_enabled(grad):
+            compiled = torch.compile(pointwise_branch, fullgraph=True, backend="aot_eager")
+            torch.testing.assert_close(compiled(*arguments, added), expected, rtol=1e-4, atol=1e-5)

@@ -7,36 +7,16 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from timm.layers import ClassifierHead, DropPath, calculate_drop_path_rates, get_device_dtype, trunc_normal_
+from timm.layers import ClassifierHead, calculate_drop_path_rates, get_device_dtype, trunc_normal_
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vmamba.model.block import Block
 from vmamba.model.config import VMambaConfig
-from vmamba.model.layers import NORM_EPS, Mlp, Stem, downsample, norm2d
+from vmamba.model.layers import Stem, downsample, norm2d
 from vmamba.model.ss2d import SS2D
-
-
-class Block(nn.Module):
-    """``x + drop_path(SS2D(norm(x)))``, then ``x + drop_path(MLP(norm(x)))``, on tokens (B, H, W, dim)."""
-
-    def __init__(self, dim: int, config: VMambaConfig, drop_path: float, **factory: Any) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS, **factory)
-        self.ss2d = SS2D(dim, config, **factory)
-        self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
-        self.mlp: nn.Module | None = None
-        if config.mlp_ratio > 0:
-            self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS, **factory)
-            self.mlp = Mlp(dim, int(config.mlp_ratio * dim), config.mlp_act, **factory)
-            self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path1(self.ss2d(self.norm1(x)))
-        if self.mlp is not None:
-            x = x + self.drop_path2(self.mlp(self.norm2(x)))
-        return x
 
 
 class Stage(nn.Module):

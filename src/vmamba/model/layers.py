@@ -36,16 +36,7 @@ class Mlp(nn.Module):
         self.fc2 = Pointwise(hidden, dim, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript drops this form)
-            if self._is_plain():
-                return self.fc2(pointwise(x, self.fc1.weight, self.fc1.bias, gelu=True))
         return self.fc2(self.act(self.fc1(x)))
-
-    def _is_plain(self) -> bool:
-        """Whether the first two layers can run as one: nobody has replaced them (as adapters do) or watches them."""
-        if type(self.fc1) is not Pointwise or type(self.act) is not nn.GELU:
-            return False
-        return not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in (self.fc1, self.act))
 
 
 class DepthwiseConv(nn.Conv2d):

@@ -70,12 +70,15 @@ class SS2D(nn.Module):
         gate = x
         if self.gated:
             x, gate = x.chunk(2, dim=-1)
-        x = self.act(self.conv(x))
-        y = self._cascade(x) if self.scan == "cascade" else self._scan(x, self.scan, 0, self.routes)
-        y = self.out_act(self.out_norm(y))
+        y = self.out_act(self.out_norm(self.mix(x)))
         if self.gated:
             y = y * self.gate_act(gate)
         return self.out_proj(y)
+
+    def mix(self, x: Tensor) -> Tensor:
+        """The part that mixes tokens, convolution, activation and scan: (B, H, W, D) → (B, H, W, D)."""
+        x = self.act(self.conv(x))
+        return self._cascade(x) if self.scan == "cascade" else self._scan(x, self.scan, 0, self.routes)
 
     def _cascade(self, x: Tensor) -> Tensor:
         """Rows, then columns of the result.

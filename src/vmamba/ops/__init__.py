@@ -1,8 +1,17 @@
 """The scans: mathematics on tensors, in several implementations behind one operator each."""
 
 from vmamba.ops.backend import BACKENDS, decomposed, select, use_backend
-from vmamba.ops.pointwise import pointwise
+from vmamba.ops.pointwise import pointwise, pointwise_branch
 from vmamba.ops.selective import selective_scan
 from vmamba.ops.ss2d import ss2d_scan
 
-__all__ = ["BACKENDS", "decomposed", "pointwise", "select", "selective_scan", "ss2d_scan", "use_backend"]
+__all__ = [
+    "BACKENDS",
+    "decomposed",
+    "pointwise",
+    "pointwise_branch",
+    "select",
+    "selective_scan",
+    "ss2d_scan",
+    "use_backend",
+]

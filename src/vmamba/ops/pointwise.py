@@ -1,4 +1,4 @@
-"""`pointwise`: one linear map of every token, on a CPU by oneDNN.
+"""What happens to every token on its own, on a CPU by oneDNN.
 
 PyTorch hands float32 linear layers on a CPU to MKL, which on AMD processors reaches half the speed of oneDNN; that it
 uses for convolutions, and under ``torch.compile`` for linear layers whose weights are constants.
@@ -6,6 +6,7 @@ uses for convolutions, and under ``torch.compile`` for linear layers whose weigh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,52 +16,146 @@ from torch.utils.flop_counter import register_flop_formula
 
 _AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
-# An operator of ours around PyTorch's, which torch.compile would otherwise refuse for weights that may change.
-torch.library.define("vmamba::onednn_linear", "(Tensor x, Tensor weight, Tensor? bias, bool gelu) -> Tensor")
+#: Allocations of this size, in bytes, come from the operating system anew each time, which costs more than using them.
+LARGE = 32 * 2**20
+#: Tokens whose intermediate values stay in the cache.
+BLOCK = 2048
+
+# Operators of ours around PyTorch's, which torch.compile would otherwise refuse for weights that may change.
+torch.library.define("vmamba::onednn_linear", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+torch.library.define(
+    "vmamba::onednn_branch",
+    "(Tensor x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor[] weights, Tensor?[] biases, Tensor? residual)"
+    " -> Tensor",
+)
 
 
 @torch.fx.wrap
-def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
-    """A linear map of every token, and GELU of it where asked for.
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear map of every token.
 
     Args:
         x: (B, H, W, C).
         weight: (C', C).
         bias: (C',) or None.
-        gelu: Apply GELU (the exact one) to the result; without a gradient on a CPU it costs no pass over memory.
 
     Returns:
         (B, H, W, C').
     """
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript drops this form)
-        if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_exporting():
-            return _on_cpu(x, weight, bias, gelu)
-    y = F.linear(x, weight, bias)
-    return F.gelu(y) if gelu else y
+        if _for_onednn(x):
+            if _without_gradient():
+                linear: Tensor = torch.ops.vmamba.onednn_linear(x, weight, bias)
+                return linear
+            # oneDNN's linear operator has no gradient; as a convolution it only rearranges the weights once more.
+            return F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
+    return F.linear(x, weight, bias)
 
 
-def _on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
-    if _AVAILABLE and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
-        # It has no gradient, but saves the rearrangement of the weights that a convolution starts with.
-        fused: Tensor = torch.ops.vmamba.onednn_linear(x, weight, bias, gelu)
+@torch.fx.wrap
+def pointwise_branch(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    residual: Tensor | None = None,
+) -> Tensor:
+    """LayerNorm of every token, linear maps with GELU (the exact one) between them, and the residual.
+
+    Without a gradient on a CPU it is one operator, which for large maps works through blocks of tokens, so that neither
+    the normalised tokens nor the hidden ones are ever stored.
+
+    Args:
+        x: (B, H, W, C).
+        norm_weight: (C,).
+        norm_bias: (C,).
+        eps: Of the LayerNorm.
+        weights: Of the linear maps: (C₁, C), (C₂, C₁), …
+        biases: (C₁,), (C₂,), …; None for none.
+        residual: (B, H, W, Cₙ), added to the result, or None.
+
+    Returns:
+        (B, H, W, Cₙ).
+    """
+    if (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and _without_gradient()
+        and not torch.compiler.is_exporting()
+    ):
+        fused: Tensor = torch.ops.vmamba.onednn_branch(x, norm_weight, norm_bias, eps, weights, biases, residual)
         return fused
-    y = F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
-    return F.gelu(y) if gelu else y
+    x = F.layer_norm(x, norm_weight.shape, norm_weight, norm_bias, eps)
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        x = pointwise(F.gelu(x) if i else x, weight, bias)
+    return x if residual is None else residual + x
+
+
+def _for_onednn(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_exporting()
+
+
+def _without_gradient() -> bool:
+    """Whether oneDNN's linear operators, which have no gradient, can be used."""
+    return _AVAILABLE and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
 
 @torch.library.impl("vmamba::onednn_linear", "CPU")
-def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
+def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "none")
+
+
+@torch.library.impl("vmamba::onednn_branch", "CPU")
+def _onednn_branch(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    weights: list[Tensor],
+    biases: list[Tensor | None],
+    residual: Tensor | None,
+) -> Tensor:
+    def run(tokens: Tensor, rest: Tensor | None) -> Tensor:
+        tokens = F.layer_norm(tokens, norm_weight.shape, norm_weight, norm_bias, eps)
+        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+            tokens = torch.ops.mkldnn._linear_pointwise(tokens, weight, bias, "gelu", [], "none")
+        if rest is None:
+            return torch.ops.mkldnn._linear_pointwise(tokens, weights[-1], biases[-1], "none", [], "none")
+        return torch.ops.mkldnn._linear_pointwise.binary(tokens, rest, weights[-1], biases[-1], "add")
+
+    shape = (*x.shape[:-1], weights[-1].shape[0])
+    x = x.reshape(-1, x.shape[-1])
+    residual = None if residual is None else residual.reshape(-1, shape[-1])
+    widest = max(x.shape[-1], *(weight.shape[0] for weight in weights))
+    if len(x) * widest * x.element_size() <= LARGE:
+        return run(x, residual).view(shape)
+    y = x.new_empty(len(x), shape[-1])
+    for first in range(0, len(x), BLOCK):
+        block = slice(first, first + BLOCK)
+        y[block] = run(x[block], None if residual is None else residual[block])
+    return y.view(shape)
 
 
 @torch.library.register_fake("vmamba::onednn_linear")  # type: ignore[untyped-decorator]
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
+@torch.library.register_fake("vmamba::onednn_branch")  # type: ignore[untyped-decorator]
+def _(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float, weights: list[Tensor], *_: Any) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weights[-1].shape[0]))
+
+
 @register_flop_formula(torch.ops.vmamba.onednn_linear)
-def _flops(x: Any, weight: Any, *_: Any, **__: Any) -> int:
+def _linear_flops(x: Any, weight: Any, *_: Any, **__: Any) -> int:
     tokens = 1
     for size in x[:-1]:
         tokens *= size
     return 2 * tokens * weight[0] * weight[1]
+
+
+@register_flop_formula(torch.ops.vmamba.onednn_branch)
+def _branch_flops(x: Any, norm_weight: Any, norm_bias: Any, eps: float, weights: Any, *_: Any, **__: Any) -> int:
+    return sum(_linear_flops(x, weight) for weight in weights)
