@@ -25,7 +25,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import vmamba
-from vmamba.ops import BACKENDS, select, ss2d_scan, use_backend
+from vmamba.ops import BACKENDS, pointwise, select, ss2d_scan, use_backend
 
 OURS = "vmamba_tiny_s1l8"
 PEERS = ("swin_tiny_patch4_window7_224", "convnext_tiny", "mambaout_tiny", "deit_small_patch16_224")
@@ -208,7 +208,7 @@ def roofline(batches: list[int], rounds: int) -> list[Row]:
                 for module, argument in products:
                     module(argument)
                 for argument, weight in pairs:  # SS2D calls this one as a function
-                    nn.functional.linear(argument, weight)
+                    pointwise(argument, weight, None)
 
         def run_scans(scans: list[Any] = scans) -> None:
             with torch.inference_mode():
