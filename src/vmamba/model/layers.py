@@ -9,14 +9,16 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vmamba.ops import pointwise
+from vmamba.ops import convolution, pointwise
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU, "sigmoid": nn.Sigmoid}
 
 NORM_EPS = 1e-5
 
 
-torch.fx.wrap("pointwise")  # as in its own module
+# As in their own modules.
+torch.fx.wrap("pointwise")
+torch.fx.wrap("convolution")
 
 
 class Pointwise(nn.Linear):
@@ -47,6 +49,13 @@ class DepthwiseConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)
+
+
+class StridedConv(nn.Conv2d):
+    """Dense convolution with one stride for both directions: (B, C, H, W) → (B, C', H', W')."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return convolution(x, self.weight, self.bias, self.stride[0], int(self.padding[0]))
 
 
 class SpatialSoftmax(nn.Module):
@@ -101,7 +110,7 @@ class ConvDownsample(nn.Module):
 
     def __init__(self, dim: int, out_dim: int, kernel_size: int, **factory: Any) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(dim, out_dim, kernel_size, stride=2, padding=(kernel_size - 1) // 2, **factory)
+        self.conv = StridedConv(dim, out_dim, kernel_size, stride=2, padding=(kernel_size - 1) // 2, **factory)
         self.norm = norm2d(out_dim, **factory)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -43,8 +43,8 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         (B, H, W, C').
     """
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript drops this form)
-        if _for_onednn(x):
-            if _without_gradient():
+        if for_onednn(x):
+            if without_gradient():
                 linear: Tensor = torch.ops.vmamba.onednn_linear(x, weight, bias)
                 return linear
             # oneDNN's linear operator has no gradient; as a convolution it only rearranges the weights once more.
@@ -79,12 +79,7 @@ def pointwise_branch(
     Returns:
         (B, H, W, Cₙ).
     """
-    if (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and _without_gradient()
-        and not torch.compiler.is_exporting()
-    ):
+    if x.device.type == "cpu" and x.dtype == torch.float32 and without_gradient() and not torch.compiler.is_exporting():
         fused: Tensor = torch.ops.vmamba.onednn_branch(x, norm_weight, norm_bias, eps, weights, biases, residual)
         return fused
     x = F.layer_norm(x, norm_weight.shape, norm_weight, norm_bias, eps)
@@ -93,11 +88,12 @@ def pointwise_branch(
     return x if residual is None else residual + x
 
 
-def _for_onednn(x: Tensor) -> bool:
+def for_onednn(x: Tensor) -> bool:
+    """Whether oneDNN is the faster library for this tensor."""
     return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_exporting()
 
 
-def _without_gradient() -> bool:
+def without_gradient() -> bool:
     """Whether oneDNN's linear operators, which have no gradient, can be used."""
     return _AVAILABLE and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
