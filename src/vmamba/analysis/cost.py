@@ -14,10 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from vmamba.ops.selective import scan_flops
@@ -55,7 +57,8 @@ def cost(model: nn.Module, image_size: tuple[int, int] = (224, 224), in_chans: i
     """Count a forward pass of one image.
 
     Args:
-        model: Any model of images (B, C, H, W), ours or timm's; on the meta device nothing is computed.
+        model: Any model of images (B, C, H, W), ours or timm's, on any device; it runs with tensors without values, so
+            nothing is computed, and operations that only one device knows are not counted as something else.
         image_size: (H, W) in pixels.
         in_chans: C.
 
@@ -67,15 +70,15 @@ def cost(model: nn.Module, image_size: tuple[int, int] = (224, 224), in_chans: i
     Raises:
         ValueError: If the model cannot take such an image.
     """
-    parameter = next(model.parameters())
-    image = torch.zeros(1, in_chans, *image_size, device=parameter.device, dtype=parameter.dtype)
+    image = torch.zeros(1, in_chans, *image_size, device="meta", dtype=next(model.parameters()).dtype)
+    tensors = {name: t.to("meta") for name, t in chain(model.named_parameters(), model.named_buffers())}
     training = model.training
     flops = FlopCounterMode(display=False)
     macs = FlopCounterMode(display=False, custom_mapping=_mac_formulas())
     activations = FlopCounterMode(display=False, custom_mapping=_activation_formulas())
     try:
         with flops, macs, activations:
-            model.eval()(image)
+            functional_call(model.eval(), tensors, (image,))
     except (RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{type(model).__name__} cannot take an image of {image_size}: {reason}") from None
