@@ -13,7 +13,7 @@ demo: $(VENV)/installed
 	$(BIN)/vmamba demo
 
 test: $(VENV)/installed .cache/timm-$(TIMM) lint test-openmmlab
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 # The plug-in inside OpenMMLab's packages, whose warnings are their own.
 test-openmmlab: $(VENV)/openmmlab/installed
