@@ -8,19 +8,23 @@ from pathlib import Path
 
 import vmamba.analysis.throughput
 from vmamba.analysis.tables import write_csv
-from vmamba.analysis.throughput import Timing, alternate
+from vmamba.analysis.throughput import Timing, alternate, step
 
-__all__ = ["RESULTS", "Timing", "alternate", "environment", "write_csv"]
+__all__ = ["RESULTS", "Timing", "alternate", "environment", "step", "write_csv"]
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def environment() -> dict[str, str]:
+def environment(device: str = "cpu") -> dict[str, str]:
     """What a figure depends on, for the head of a report."""
     changed = " with changes" if _git("status", "--porcelain", "-uno") else ""
     made = {"commit": _git("rev-parse", "--short", "HEAD") + changed, "command": " ".join(["python", *sys.argv])}
-    return made | vmamba.analysis.throughput.environment()
+    return made | vmamba.analysis.throughput.environment(device)
 
 
 def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
+    try:
+        result = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, cwd=RESULTS.parent)
+    except FileNotFoundError:  # a machine without git
+        return ""
+    return result.stdout.strip()

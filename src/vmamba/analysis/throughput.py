@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import multiprocessing
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -23,7 +25,6 @@ from torch import Tensor, nn
 from vmamba.analysis.models import load_model
 from vmamba.model.backbone import VMamba
 from vmamba.ops import select, use_backend
-from vmamba.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -64,23 +65,47 @@ class Speed:
 
 
 def alternate(
-    cases: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2, device: torch.device | str = "cpu"
+    cases: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmup: int = 2,
+    device: torch.device | str = "cpu",
+    *,
+    seconds: float = math.inf,
+    between: Callable[[], object] | None = None,
 ) -> dict[str, Timing]:
-    """Time every case `rounds` times, one call each in turn, the order reversed every other round."""
-    wait = _waiter(torch.device(device))
+    """Time every case `rounds` times, one call each in turn, the order reversed every other round.
+
+    Args:
+        cases: What to call.
+        rounds: How often.
+        warmup: Calls of each case beforehand.
+        device: Where the cases run. On a GPU its own clock is read, before and after the call in its queue.
+        seconds: Stop after this time, but not before the third round.
+        between: Called before every timed call, not timed, as to empty the caches.
+    """
+    clock = _clock(torch.device(device))
     for run in cases.values():
         for _ in range(warmup):
             run()
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    taken: dict[str, list[float]] = {name: [] for name in cases}
+    start = time.perf_counter()
+    for i in _counted(rounds, " · ".join(cases)[:60]):
+        for name in list(cases) if i % 2 == 0 else reversed(list(cases)):
+            taken[name].append(clock(cases[name], between))
+        if i >= 2 and time.perf_counter() - start > seconds:
+            break
+    return {name: Timing.of(values) for name, values in taken.items()}
+
+
+def _counted(rounds: int, description: str) -> Iterator[int]:
+    """``range(rounds)`` with a progress bar, or without where rich is not installed, as on borrowed GPUs."""
+    try:
+        from vmamba.progress import progress_bar
+    except ImportError:
+        yield from range(rounds)
+        return
     with progress_bar("rounds") as bar:
-        for i in bar.track(range(rounds), description=" · ".join(cases)[:60]):
-            for name in list(cases) if i % 2 == 0 else reversed(list(cases)):
-                wait()
-                start = time.perf_counter()
-                cases[name]()
-                wait()
-                seconds[name].append(time.perf_counter() - start)
-    return {name: Timing.of(values) for name, values in seconds.items()}
+        yield from bar.track(range(rounds), description=description)
 
 
 def measure(
@@ -142,8 +167,8 @@ def check(name: str, model: nn.Module, images: Tensor) -> None:
         raise ValueError(f"{name} is wrong by {error:.1e} against the definition of the scan; nothing was timed")
 
 
-def step(model: nn.Module, images: Tensor, training: bool) -> Callable[[], object]:
-    """What is timed: a forward pass, or a whole step of training."""
+def step(model: nn.Module, images: Tensor, training: bool, autocast: torch.dtype | None = None) -> Callable[[], object]:
+    """What is timed: a forward pass, or a whole step of training (in mixed precision, given a dtype to autocast to)."""
     if not training:
         model.eval()
 
@@ -159,7 +184,9 @@ def step(model: nn.Module, images: Tensor, training: bool) -> Callable[[], objec
 
     def train() -> None:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images), labels).backward()
+        with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
+            loss = nn.functional.cross_entropy(model(images), labels)
+        loss.backward()
         optimizer.step()
 
     return train
@@ -225,12 +252,20 @@ def environment(device: torch.device | str = "cpu") -> dict[str, str]:
     choice = select(torch.device(device))
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "device": str(device),
+        "device": _device_name(torch.device(device)),
         "processor": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}",
         "threads": str(torch.get_num_threads()),
         "versions": f"python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}",
         "scan backend": f"{choice.name} ({choice.reason})",
     }
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type != "cuda":
+        return str(device)
+    found = torch.cuda.get_device_properties(device)
+    toolkit = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"
+    return f"{found.name}, {found.total_memory / 2**30:.0f} GiB, {toolkit}"
 
 
 def _processor() -> str:
@@ -239,6 +274,29 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _waiter(device: torch.device) -> Callable[[], None]:
-    """What waits until the device has done all it was asked to do."""
-    return (lambda: None) if device.type == "cpu" else torch.accelerator.synchronize
+def _clock(device: torch.device) -> Callable[[Callable[[], object], Callable[[], object] | None], float]:
+    """What tells the seconds that a call takes on a device, once it has done all it was asked to do before."""
+
+    def wall(run: Callable[[], object], between: Callable[[], object] | None) -> float:
+        wait = (lambda: None) if device.type == "cpu" else torch.accelerator.synchronize
+        if between is not None:
+            between()
+        wait()
+        start = time.perf_counter()
+        run()
+        wait()
+        return time.perf_counter() - start
+
+    def on_device(run: Callable[[], object], between: Callable[[], object] | None) -> float:
+        events: Any = torch.get_device_module(device)
+        start, end = (events.Event(enable_timing=True) for _ in range(2))
+        torch.accelerator.synchronize()
+        if between is not None:
+            between()  # meanwhile the call is prepared: what is timed is the device, not Python
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    return on_device if device.type in ("cuda", "xpu") else wall

@@ -22,8 +22,6 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from safetensors import SafetensorError, safe_open
 
 #: Seconds before the second try; doubled before each further one.
@@ -251,6 +249,10 @@ def _damage_of_zip(path: Path, every_byte: bool) -> str:
 
 @contextmanager
 def _progress_bar(name: str, wanted: bool) -> Iterator[_Report]:
+    # Only here: models are made, and timed, where rich is not installed.
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
     console = Console(stderr=True)
     label = TextColumn("{task.description}", markup=False)
     columns = (label, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
