@@ -32,9 +32,8 @@ def report(
         lines = [(what, figure, aim, "yes" if met else "**no**") for what, figure, aim, met in verdicts]
         parts.append(_table(("", "measured", "wanted", "reached"), lines))
     if errors:
-        parts.append(
-            "## Largest relative error of the scans against float64\n\nGradients were equal in two runs, bit for bit."
-        )
+        parts.append("## Relative error of the scans against float64")
+        parts.append("Gradients were equal in two runs, bit for bit.")
         names = list(next(iter(errors.values())))
         lines = [(label, *(f"{found[n]:.0e}" for n in names)) for label, found in errors.items()]
         parts.append(_table(("scan", *names), lines))

@@ -141,20 +141,23 @@ def test_time_is_limited(tmp_path: Path) -> None:
     assert "- copy: left out, no time\n- growth: left out, no time" in text
 
 
-def test_preparations_run_in_processes_of_their_own(tmp_path: Path) -> None:
-    """One that works, and one whose name does not exist: a line."""
+def test_preparations() -> None:
+    """In processes of their own; one that fails is a line."""
     names = gpu.preparations(gpu.SMOKE, gpu.SECTIONS)
     expected = ["scan small", "scan one patch", "inference vmamba_pico", "inference test_convnext"]
     assert list(names) == [*expected, "training vmamba_pico", "training test_convnext"]
+    assert gpu.main(["--prepare", "scan small", "--plan", "smoke", "--device", "cpu"]) == 0  # what a process does
     bench = gpu.Bench(gpu.SMOKE, "cpu", 3, time.monotonic() + 100)
-    gpu.prepare(bench, ["scan small", "scan nowhere"], "smoke", 2, 100)
+    gpu.prepare(bench, ["scan nowhere"], "smoke", 2, 100)
     assert bench.notes == ["not compiled beforehand: scan nowhere: KeyError: 'scan nowhere'"]
 
 
 def test_it_runs_without_rich() -> None:
-    code = "import sys; sys.modules['rich'] = None; import gpu; gpu.alternate({'a': int}, 3)"
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(gpu.__file__).parent)
+    code = (
+        "import sys; sys.modules['rich'] = None; sys.path.append(sys.argv[1]); import gpu; gpu.alternate({'a': int}, 3)"
+    )
+    command = [sys.executable, "-c", code, str(Path(gpu.__file__).parent)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 
 
