@@ -278,7 +278,7 @@ def _clock(device: torch.device) -> Callable[[Callable[[], object], Callable[[],
     """What tells the seconds that a call takes on a device, once it has done all it was asked to do before."""
 
     def wall(run: Callable[[], object], between: Callable[[], object] | None) -> float:
-        wait = (lambda: None) if device.type == "cpu" else torch.accelerator.synchronize
+        wait: Callable[[], object] = (lambda: None) if device.type == "cpu" else torch.accelerator.synchronize
         if between is not None:
             between()
         wait()
