@@ -103,13 +103,13 @@ def test_layer_decay() -> None:
 
 def test_print_config_can_be_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What is printed, read again, is the same recipe; overrides are in it."""
-    arguments = ["train", "--recipe", "imagenet/vmamba_tiny_s1l8", "--data", "2024", "--lr", "1e-3"]
+    arguments = ["train", "--recipe", "imagenet/vmamba_tiny_s1l8", "--data", "2024-01-31", "--lr", "1e-3"]
     arguments += ["--set", "hflip=0", "crop_scale=[0.5, 1]", "ema=null", "--strict", "--print-config"]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
     (tmp_path / "mine.yaml").write_text(printed)
     recipe = load_recipe(str(tmp_path / "mine.yaml"))
-    assert (recipe.data, recipe.lr, recipe.ema, recipe.strict) == ("2024", 1e-3, None, True)
+    assert (recipe.data, recipe.lr, recipe.ema, recipe.strict) == ("2024-01-31", 1e-3, None, True)
     assert (recipe.options.hflip, recipe.options.crop_scale) == (0.0, (0.5, 1.0))
     assert recipe.to_yaml() == printed
     assert set(yaml.safe_load(printed)) == set(Recipe.__dataclass_fields__)

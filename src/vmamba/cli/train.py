@@ -21,7 +21,8 @@ DIVERGED = 3
 #: Exit status of a run that was asked to stop and can be continued ("temporary failure" in sysexits.h).
 INTERRUPTED = 75
 
-_SHORTHANDS = ("data", "model", "checkpoint", "epochs", "batch_size", "lr", "image_size", "workers", "seed")
+_NAMES = ("data", "model", "checkpoint")
+_SHORTHANDS = ("epochs", "batch_size", "lr", "image_size", "workers", "seed")
 
 _RECIPE = f"name or YAML file (default {FINETUNE} with weights to start from, {SCRATCH} without)"
 
@@ -44,7 +45,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--model", metavar="NAME", help="see 'vmamba models'")
     parser.add_argument("--checkpoint", metavar="FILE", help="weights to start from; the classifier is a fresh one")
     parser.add_argument("--pretrained", action="store_true", help="start from the authors' weights, downloaded once")
-    for name in _SHORTHANDS[3:]:
+    for name in _SHORTHANDS:
         parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=f"short for --set {name}=VALUE")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="any other field")
     parser.add_argument("--strict", action="store_true", help="stop at an unreadable image instead of leaving it out")
@@ -60,8 +61,9 @@ def add_to(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     given = [f"{name}={getattr(options, name)}" for name in _SHORTHANDS if getattr(options, name) is not None]
     given += [f"{name}=true" for name in ("strict", "pretrained") if getattr(options, name)]
+    named = {name: getattr(options, name) for name in _NAMES if getattr(options, name) is not None}
     name = options.recipe or (FINETUNE if options.checkpoint or options.pretrained else SCRATCH)
-    recipe = load_recipe(name, parse_overrides([*given, *options.set]))
+    recipe = load_recipe(name, {**named, **parse_overrides([*given, *options.set])})
     if options.print_config:
         print(recipe.to_yaml(), end="")
         return 0
