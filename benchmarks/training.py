@@ -57,9 +57,8 @@ def write_photographs(root: Path, count: int) -> None:
     """JPEG files of 320×240 pixels in ten classes, smooth noise."""
     generator = np.random.default_rng(0)
     for i in range(count):
-        folder = (
-            root / ("val" if i % 10 == 9 else "train") / f"class{i % CLASSES if i % 10 != 9 else i // 10 % CLASSES}"
-        )
+        split, number = ("val", i // 11) if i % 11 == 10 else ("train", i)
+        folder = root / split / f"class{number % CLASSES}"
         folder.mkdir(parents=True, exist_ok=True)
         small = Image.fromarray(generator.integers(0, 255, (12, 16, 3), dtype=np.uint8))
         small.resize((320, 240), Image.Resampling.BICUBIC).save(folder / f"{i}.jpg", quality=85)

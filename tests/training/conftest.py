@@ -83,7 +83,12 @@ def launch(images: Path, recipe: Path) -> Any:
         command += ["--output", output, "--device", "cpu", *arguments]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
         process = subprocess.Popen(
-            [str(a) for a in command], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [str(a) for a in command],
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
         )
         started.append(process)
         return process

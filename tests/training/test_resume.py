@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -46,9 +47,10 @@ def test_killed_in_the_middle_of_an_epoch(train: Train, launch: Any, uninterrupt
 
 
 def test_terminated(train: Train, launch: Any, uninterrupted: Path, tmp_path: Path) -> None:
-    process = launch(tmp_path / "run", "--set", "save_every=null")
+    """As a cluster does it: every process of the job is told, those of the loaders, too."""
+    process = launch(tmp_path / "run", "--workers", 2, "--set", "save_every=null")
     wait_for_step(process, tmp_path / "run", 4)
-    process.terminate()
+    os.killpg(process.pid, signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == INTERRUPTED
     assert "continue with --resume auto" in err

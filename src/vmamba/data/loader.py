@@ -7,6 +7,9 @@ state of its loaders.
 
 from __future__ import annotations
 
+import atexit
+import signal
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -87,6 +90,7 @@ class IndexedLoader(Generic[Batch]):
             batch_sampler=self._position,
             collate_fn=_Collate(collate),
             num_workers=workers,
+            worker_init_fn=ignore_warnings,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
         )
@@ -124,17 +128,34 @@ class IndexedLoader(Generic[Batch]):
 
 
 def report_skipped(
-    loaded: Iterator[tuple[Batch | None, list[str]]] | DataLoader[tuple[Batch | None, list[str]]],
-    skipped: list[str],
-    strict: bool,
+    loader: DataLoader[tuple[Batch | None, list[str]]], skipped: list[str], strict: bool
 ) -> Iterator[Batch]:
     """The batches in what a loader process hands over; what it could not read goes to `skipped`, once each."""
-    for batch, problems in loaded:
+    iterator = iter(loader)
+    _RUNNING.add(iterator)
+    for batch, problems in iterator:
         if problems and (strict or len(problems) >= MOST_UNREADABLE):
             raise ImageError(problems[0])
         skipped += [problem for problem in problems if problem not in skipped]
         if batch is not None:
             yield batch
+
+
+def ignore_warnings(_: int) -> None:
+    """In a loader process: a cluster warns every process of a job, but only the training process is to act on it."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+#: What has loader processes. They must be told to end: Python's own way, SIGTERM at exit, they ignore.
+_RUNNING: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_loader_processes() -> None:
+    for iterator in list(_RUNNING):
+        if hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
 
 
 class _Position:
