@@ -61,6 +61,7 @@ _BESIDE_THE_WEIGHTS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] =
             "numpy._core.multiarray.scalar",
             "numpy.ndarray",
             "numpy.dtype",
+            "builtins.getattr",  # methods that they remember by name
         )
     ),
 ]

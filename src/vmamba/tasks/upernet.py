@@ -73,6 +73,9 @@ class UperNet(nn.Module):
                 whole.decode_head,
                 whole.auxiliary_head,
             )
+            for module in (*self.decode_head.modules(), *self.auxiliary_head.modules()):
+                if isinstance(module, nn.Conv2d):
+                    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             self.reset_classes(config.classes)
 
     def reset_classes(self, classes: Sequence[str]) -> None:
