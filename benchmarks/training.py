@@ -27,7 +27,7 @@ from vmamba.training.loop import Run
 from vmamba.training.optimizer import build_optimizer, build_schedule
 from vmamba.training.recipe import load_recipe
 
-STEPS, BATCH, SIZE, CLASSES = 5, 32, 64, 10
+STEPS, BATCH, SIZE, CLASSES = 10, 32, 64, 10
 CPU = torch.device("cpu")
 
 

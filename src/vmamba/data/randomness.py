@@ -11,9 +11,13 @@ import torch
 
 
 def seed_all(*numbers: int) -> None:
-    """Seed PyTorch (every device), NumPy and Python from some non-negative integers."""
+    """Seed PyTorch (CPU, and GPUs in use), NumPy and Python from some non-negative integers."""
     state = np.random.SeedSequence(numbers).generate_state(2, np.uint64)
-    torch.manual_seed(int(state[0]))
+    torch.default_generator.manual_seed(int(state[0]))
+    if torch.cuda.is_initialized():  # else torch.manual_seed would note a stack trace for later, every time
+        torch.cuda.manual_seed_all(int(state[0]))
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(int(state[0]))
     _seed_others(int(state[1]))
 
 
