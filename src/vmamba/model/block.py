@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from vmamba.model.config import VMambaConfig
-from vmamba.model.layers import NORM_EPS, Mlp, Pointwise
+from vmamba.model.layers import NORM_EPS, Mlp, Pointwise, is_watched
 from vmamba.model.ss2d import SS2D
 from vmamba.ops import pointwise_branch
 
@@ -65,10 +65,10 @@ class Block(nn.Module):
             (mlp.act, nn.GELU),
             (mlp.fc2, Pointwise),
         )
-        if not all(type(layer) is usual and not _is_watched(layer) for layer, usual in layers):
+        if not all(type(layer) is usual and not is_watched(layer) for layer, usual in layers):
             return False
         return not any(
-            _is_watched(d) or (self.training and type(d) is DropPath) for d in (self.drop_path1, self.drop_path2)
+            is_watched(d) or (self.training and type(d) is DropPath) for d in (self.drop_path1, self.drop_path2)
         )
 
 
@@ -76,7 +76,3 @@ def _branch(x: Tensor, norm: nn.Module, layers: tuple[Pointwise, ...], residual:
     assert isinstance(norm, nn.LayerNorm)
     weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
     return pointwise_branch(x, norm.weight, norm.bias, norm.eps, weights, biases, residual)
-
-
-def _is_watched(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)

@@ -21,6 +21,11 @@ torch.fx.wrap("pointwise")
 torch.fx.wrap("convolution")
 
 
+def is_watched(module: nn.Module) -> bool:
+    """Whether somebody has put a hook on a layer, so that it must be called as it is."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
 class Pointwise(nn.Linear):
     """A linear map of every token: (B, H, W, C) → (B, H, W, C')."""
 

@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from vmamba.model.config import VMambaConfig
-from vmamba.model.layers import ACTIVATIONS, NORM_EPS, DepthwiseConv, Pointwise, out_norm
-from vmamba.ops import pointwise, ss2d_scan
+from vmamba.model.layers import ACTIVATIONS, NORM_EPS, DepthwiseConv, Pointwise, is_watched, out_norm
+from vmamba.ops import depthwise_silu, pointwise, ss2d_scan
 
-torch.fx.wrap("pointwise")  # as in its own module
+# As in their own modules.
+torch.fx.wrap("pointwise")
+torch.fx.wrap("depthwise_silu")
 
 
 class SS2D(nn.Module):
@@ -77,8 +80,21 @@ class SS2D(nn.Module):
 
     def mix(self, x: Tensor) -> Tensor:
         """The part that mixes tokens, convolution, activation and scan: (B, H, W, D) → (B, H, W, D)."""
-        x = self.act(self.conv(x))
+        x = self._convolve(x)
         return self._cascade(x) if self.scan == "cascade" else self._scan(x, self.scan, 0, self.routes)
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        """Convolution and activation, as one operator where that is faster and nobody replaced or watches a layer."""
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript drops this form)
+            if self._fuses():
+                return depthwise_silu(x, self.conv.weight, self.conv.bias)
+        return self.act(self.conv(x))
+
+    def _fuses(self) -> bool:
+        conv, act = self.conv, self.act
+        if type(conv) is not DepthwiseConv or conv.kernel_size != (3, 3) or type(act) is not nn.SiLU:
+            return False
+        return not (is_watched(conv) or is_watched(act) or _has_any_global_hook())
 
     def _cascade(self, x: Tensor) -> Tensor:
         """Rows, then columns of the result.

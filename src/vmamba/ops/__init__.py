@@ -2,6 +2,7 @@
 
 from vmamba.ops.backend import BACKENDS, decomposed, select, use_backend
 from vmamba.ops.convolution import convolution
+from vmamba.ops.depthwise import depthwise_silu
 from vmamba.ops.pointwise import pointwise, pointwise_branch
 from vmamba.ops.selective import selective_scan
 from vmamba.ops.ss2d import ss2d_scan
@@ -10,6 +11,7 @@ __all__ = [
     "BACKENDS",
     "convolution",
     "decomposed",
+    "depthwise_silu",
     "pointwise",
     "pointwise_branch",
     "select",

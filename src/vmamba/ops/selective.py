@@ -13,6 +13,7 @@ from vmamba.ops import chunked
 from vmamba.ops.backend import is_decomposed, select
 from vmamba.ops.checks import check_operands
 from vmamba.ops.reference import accumulation_dtype
+from vmamba.ops.see_through import show_kernels
 
 _OPERANDS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias, bool delta_softplus"
 
@@ -91,17 +92,11 @@ def _grouped(t: Tensor, u: Tensor) -> Tensor:
     return t.unsqueeze(1) if t.ndim == 3 else t
 
 
-@torch.library.custom_op("vmamba::selective_scan", mutates_args=(), schema=f"({_OPERANDS}) -> (Tensor, Tensor)")
-def _selective_scan(u: Tensor, *operands: Any) -> tuple[Tensor, Tensor]:
+def _run(u: Tensor, *operands: Any) -> tuple[Tensor, Tensor]:
     return select(u.device).load().selective_scan(u, *operands)
 
 
-@torch.library.custom_op(
-    "vmamba::selective_scan_backward",
-    mutates_args=(),
-    schema=f"(Tensor dy, Tensor dlast, {_OPERANDS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-def _selective_scan_backward(dy: Tensor, dlast: Tensor, u: Tensor, *operands: Any) -> tuple[Tensor, ...]:
+def _run_backward(dy: Tensor, dlast: Tensor, u: Tensor, *operands: Any) -> tuple[Tensor, ...]:
     grads = select(u.device).load().selective_scan_backward(dy, dlast, u, *operands)
     return _like_inputs(grads, u, *operands)
 
@@ -112,6 +107,19 @@ def _like_inputs(grads: tuple[Tensor, ...], u: Tensor, *operands: Any) -> tuple[
     return tuple(
         g.contiguous() if t is None else g.to(t.dtype).contiguous() for g, t in zip(grads, inputs, strict=True)
     )
+
+
+_selective_scan = torch.library.custom_op(
+    "vmamba::selective_scan", _run, mutates_args=(), schema=f"({_OPERANDS}) -> (Tensor, Tensor)"
+)
+_selective_scan_backward = torch.library.custom_op(
+    "vmamba::selective_scan_backward",
+    _run_backward,
+    mutates_args=(),
+    schema=f"(Tensor dy, Tensor dlast, {_OPERANDS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+show_kernels(_selective_scan, _run)
+show_kernels(_selective_scan_backward, _run_backward)
 
 
 @_selective_scan.register_fake

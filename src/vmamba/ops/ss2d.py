@@ -12,6 +12,7 @@ from vmamba.ops import chunked
 from vmamba.ops.backend import is_decomposed, select
 from vmamba.ops.checks import check_operands
 from vmamba.ops.routes import routes
+from vmamba.ops.see_through import show_kernels
 from vmamba.ops.selective import scan_flops
 
 _OPERANDS = "Tensor x, Tensor dbc, Tensor dt_weight, Tensor A, Tensor D, Tensor dt_bias, str pattern"
@@ -76,20 +77,25 @@ def _check(x: Tensor, dbc: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, dt_b
     )
 
 
-@torch.library.custom_op("vmamba::ss2d_scan", mutates_args=(), schema=f"({_OPERANDS}) -> Tensor")
-def _ss2d_scan(x: Tensor, *operands: Any) -> Tensor:
+def _run(x: Tensor, *operands: Any) -> Tensor:
     _check(x, *operands)
     return select(x.device).load().ss2d_scan(x, *operands)
 
 
-@torch.library.custom_op(
+def _run_backward(dy: Tensor, *operands: Any) -> tuple[Tensor, ...]:
+    grads = select(dy.device).load().ss2d_scan_backward(dy, *operands)
+    return tuple(g.to(t.dtype).contiguous() for g, t in zip(grads, operands[:6], strict=True))
+
+
+_ss2d_scan = torch.library.custom_op("vmamba::ss2d_scan", _run, mutates_args=(), schema=f"({_OPERANDS}) -> Tensor")
+_ss2d_scan_backward = torch.library.custom_op(
     "vmamba::ss2d_scan_backward",
+    _run_backward,
     mutates_args=(),
     schema=f"(Tensor dy, {_OPERANDS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
-def _ss2d_scan_backward(dy: Tensor, *operands: Any) -> tuple[Tensor, ...]:
-    grads = select(dy.device).load().ss2d_scan_backward(dy, *operands)
-    return tuple(g.to(t.dtype).contiguous() for g, t in zip(grads, operands[:6], strict=True))
+show_kernels(_ss2d_scan, _run)
+show_kernels(_ss2d_scan_backward, _run_backward)
 
 
 @_ss2d_scan.register_fake

@@ -1,0 +1,68 @@
+"""Compiled graphs for a GPU hold the Triton kernels; traced without a GPU, on tensors without data."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+
+# In a process of its own: in Triton's interpreter there are no kernels to be seen.
+TRACE = """
+import torch
+from torch._functorch.aot_autograd import aot_function
+from torch._subclasses.fake_tensor import FakeTensorMode
+from vmamba.ops import selective_scan, ss2d_scan, use_backend
+
+ops = torch.ops.vmamba
+
+def trace(label, run, operands):
+    def show(graph, _):
+        nodes = [node for node in graph.graph.nodes if node.op == "call_function"]
+        kernels = sum("triton_kernel_wrapper" in str(node.target) for node in nodes)
+        operators = sum("vmamba" in str(node.target) for node in nodes)
+        print(label, "kernels", kernels, "operators", operators)
+        return graph
+    found = aot_function(run, fw_compiler=show)(*operands)
+    found, like = (found, operands[1:]) if isinstance(found, (tuple, list)) else ([found], operands)
+    assert all((a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device) for a, b in zip(found, like))
+
+for device in ("cuda", "cpu"):
+    with FakeTensorMode(), torch.no_grad():
+        def empty(*shape, dtype=torch.float32):
+            return torch.empty(shape, dtype=dtype, device=device)
+        half = torch.bfloat16
+        image = [empty(2, 18, 16, 32, dtype=half), empty(2, 18, 16, 4, 6, dtype=half)]
+        image += [empty(4, 32, 4), empty(4, 32, 1), empty(4, 32), empty(4, 32)]
+        trace(f"{device} forward", ss2d_scan, image)
+        dy = empty(2, 18, 16, 32, dtype=half)
+        backward = lambda dy, *operands: ops.ss2d_scan_backward(dy, *operands, "cross")
+        trace(f"{device} backward", backward, [dy, *image])
+        if device == "cuda":
+            with use_backend("chunked"):
+                trace("chunked", ss2d_scan, image)
+            trace("float64", ss2d_scan, [t.double() for t in image])
+        u, A, B = empty(2, 8, 100), empty(8, 4), empty(2, 4, 100)
+        trace(f"{device} sequence", lambda u, d, A, B, C: selective_scan(u, d, A, B, C), [u, u, A, B, B])
+"""
+
+EXPECTED = """\
+cuda forward kernels 3 operators 0
+cuda backward kernels 4 operators 0
+chunked kernels 0 operators 1
+float64 kernels 0 operators 1
+cuda sequence kernels 3 operators 0
+cpu forward kernels 0 operators 1
+cpu backward kernels 0 operators 1
+cpu sequence kernels 0 operators 1
+"""
+
+
+def test_compiled_graphs_hold_the_kernels() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    result = subprocess.run([sys.executable, "-c", TRACE], capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == EXPECTED
