@@ -54,7 +54,7 @@ cuda forward kernels 3 operators 0
 cuda backward kernels 4 operators 0
 chunked kernels 0 operators 1
 float64 kernels 0 operators 1
-cuda sequence kernels 3 operators 0
+cuda sequence kernels 1 operators 0
 cpu forward kernels 0 operators 1
 cpu backward kernels 0 operators 1
 cpu sequence kernels 0 operators 1

@@ -16,7 +16,9 @@ from conftest import relative_error
 
 pytest.importorskip("triton")
 
-from vmamba.ops import depthwise_silu, triton_depthwise, triton_tiles
+from vmamba.model.config import VMambaConfig
+from vmamba.model.ss2d import SS2D
+from vmamba.ops import depthwise, depthwise_silu, triton_depthwise, triton_tiles
 
 DEVICE = "cpu" if triton_tiles.INTERPRETED else "cuda"
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 6e-3, torch.float16: 1e-3}
@@ -99,6 +101,23 @@ def test_nothing_changes_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(triton_depthwise, "depthwise_silu")
     leaves = operands(3, 4, 6, torch.float64)
     assert torch.equal(depthwise_silu(*leaves), expected(*leaves))
+
+
+@pytest.mark.parametrize("watched", ["", "conv", "act"])
+def test_the_layer_uses_it_unless_watched(watched: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = SS2D(4, VMambaConfig()).to(DEVICE)
+    layer.reset_scan_parameters()
+    x = torch.randn(1, 2, 3, layer.conv.weight.shape[0], device=DEVICE)
+    monkeypatch.setattr(depthwise, "_on_gpu", lambda x: False)
+    plain = layer.mix(x)
+    monkeypatch.setattr(depthwise, "_on_gpu", lambda x: True)
+    calls = []
+    original = triton_depthwise.depthwise_silu
+    monkeypatch.setattr(triton_depthwise, "depthwise_silu", lambda *args: calls.append(1) or original(*args))
+    if watched:
+        layer.get_submodule(watched).register_forward_hook(lambda *_: None)
+    assert relative_error(layer.mix(x), plain) < 1e-5
+    assert len(calls) == (not watched)
 
 
 COMPILE = """

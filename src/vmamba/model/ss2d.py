@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +87,8 @@ class SS2D(nn.Module):
         """Convolution and activation, as one operator where that is faster and nobody replaced or watches a layer."""
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript drops this form)
             if self._fuses():
-                return depthwise_silu(x, self.conv.weight, self.conv.bias)
+                conv = cast(DepthwiseConv, self.conv)
+                return depthwise_silu(x, conv.weight, conv.bias)
         return self.act(self.conv(x))
 
     def _fuses(self) -> bool:
