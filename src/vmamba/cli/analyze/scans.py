@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
 
 
-TASKS_BY_DEFAULT = ("direction", "digits")
-
-
 def add_to(commands: Commands) -> None:
     parser = commands.add_parser("scans", help="train the scan patterns alike on built-in tasks and compare them")
     parser.add_argument(
