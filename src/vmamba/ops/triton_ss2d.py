@@ -34,14 +34,14 @@ from vmamba.ops.triton_tiles import (
     LOG2E,
     before,
     final,
+    flat_tokens,
     launch,
     line_starts,
-    load_rank,
-    load_weight,
     patch_tokens,
     product_precision,
     project,
     softplus,
+    states,
     through,
 )
 
@@ -70,7 +70,6 @@ def _segment_ends(
     K: tl.constexpr,
     N: tl.constexpr,
     R: tl.constexpr,
-    RP: tl.constexpr,
     P: tl.constexpr,
     BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -98,9 +97,8 @@ def _segment_ends(
             kept = line_exists[:, None] & exists[None, :]
             for k in tl.static_range(K):
                 if ((COLUMNS >> k) & 1) == columns:
-                    r, _place, _exists = load_rank(dbc, patch, height, width, k, columns, P, K, N, R, RP)
-                    w = load_weight(weight, channel, channels, k, R, RP)
-                    z = project(r, w, bias, channel, channels, k, P, BLOCK, PRECISION)
+                    flat, known = flat_tokens(patch, height, width, columns, 0, P)
+                    z = project(flat, known, dbc, weight, bias, channel, channels, k, K, N, R, P, BLOCK, PRECISION)
                     delta = tl.where(valid[:, :, None], softplus(z), 0.0)
                     tl.store(sums + (image * K + k) * segments * channels + place, tl.sum(delta, 0), mask=kept)
                     weighted = delta * u
@@ -189,7 +187,6 @@ def _outputs(
     K: tl.constexpr,
     N: tl.constexpr,
     R: tl.constexpr,
-    RP: tl.constexpr,
     P: tl.constexpr,
     BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -212,9 +209,8 @@ def _outputs(
                 out = tl.permute(out, (1, 0, 2))
             for k in tl.static_range(K):
                 if ((COLUMNS >> k) & 1) == columns:
-                    r, _place, _exists = load_rank(dbc, patch, height, width, k, columns, P, K, N, R, RP)
-                    w = load_weight(weight, channel, channels, k, R, RP)
-                    z = project(r, w, bias, channel, channels, k, P, BLOCK, PRECISION)
+                    flat, known = flat_tokens(patch, height, width, columns, 0, P)
+                    z = project(flat, known, dbc, weight, bias, channel, channels, k, K, N, R, P, BLOCK, PRECISION)
                     delta = tl.where(valid[:, :, None], softplus(z), 0.0)
                     weighted = delta * u
                     for n in range(N):
@@ -223,7 +219,8 @@ def _outputs(
                         b = tl.load(row, mask=valid, other=0.0).to(tl.float32)
                         c = tl.load(row + N, mask=valid, other=0.0).to(tl.float32)
                         decay = tl.exp2(delta * (rate * LOG2E)[None, None, :])
-                        a, h = through(decay, weighted * b[:, :, None], ((BACKWARD >> k) & 1) == 1)
+                        drive = weighted * b[:, :, None]
+                        start = tl.zeros([P, BLOCK], tl.float32)
                         if not SINGLE:
                             offset = ((image * K + k) * N + n) * segments * channels
                             start = tl.load(
@@ -231,10 +228,9 @@ def _outputs(
                                 mask=line_exists[:, None] & exists[None, :],
                                 other=0.0,
                             )
-                            h += a * start[None, :, :]
                         elif not PER_LINE:
-                            start = line_starts(a, h, P, ((BACKWARD >> k) & 1) == 1)
-                            h += a * start[None, :, :]
+                            start = line_starts(decay, drive, P, ((BACKWARD >> k) & 1) == 1)
+                        h = drive + decay * states(decay, drive, start, P, ((BACKWARD >> k) & 1) == 1)
                         out += c[:, :, None] * h
                     out += u * tl.load(skip + k * channels + channel, mask=exists, other=0.0).to(tl.float32)
     tl.store(y + place, out.to(y.dtype.element_ty), mask=inside)
@@ -242,14 +238,13 @@ def _outputs(
 
 def constants(x: Tensor, dbc: Tensor, dt_weight: Tensor, A: Tensor, pattern: str) -> dict[str, Any]:
     """What the kernels are specialised for, apart from the tile."""
-    chosen, rank = routes(pattern), dt_weight.shape[2]
+    chosen = routes(pattern)
     return {
         "COLUMNS": sum(route.columns << k for k, route in enumerate(chosen)),
         "BACKWARD": sum(route.backward << k for k, route in enumerate(chosen)),
         "K": len(chosen),
         "N": A.shape[2],
-        "R": rank,
-        "RP": max(16, triton.next_power_of_2(rank)),
+        "R": dt_weight.shape[2],
         "PRECISION": product_precision(dbc.dtype),
     }
 

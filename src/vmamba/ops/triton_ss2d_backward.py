@@ -12,12 +12,13 @@ No atomics. A program walks over a range of channel blocks and adds up the gradi
 no other program touches; ranges, and the patches' shares of the parameters' gradients, are summed afterwards in a fixed
 order. The same inputs give the same gradients, bit for bit.
 
-Bytes per token and channel, in the terms of `triton_ss2d`:
+Bytes per token and channel, in the terms of `triton_ss2d`, with patches of 8 × 8:
 
 - what must move: ``3s + 2 K (R + 2N) s / D`` [7.3], x, dbc and dy in, dx and ddbc out (parameters are small);
 - `_gradients` with one patch: x, dbc, dy in, dx out, ``8 K (R + 2N) S / D`` for S ranges of channels [S = 1: 2.7] out
-  and in again for the sum, and ``8 K (R + N + 1) / P²`` for the parameters [1];
-- with more patches, the segments: as in the forward pass, with dy read and pushed adjoints written and read [10.3].
+  and in again for the sum, and ``8 K (R + N + 1) / T`` for the parameters, T the tokens of a program [batch 128: 0.7];
+  the sums of a patch and of a program are added up in the caches;
+- with more patches, the segments: as in the forward pass, with dy read and pushed adjoints written and read [26.7].
 
 Nothing here has been timed on a GPU.
 """
@@ -33,35 +34,34 @@ from vmamba.ops import triton_ss2d
 from vmamba.ops.routes import routes
 from vmamba.ops.triton_tiles import (
     LOG2E,
-    before,
-    final,
+    RANKS,
+    flat_tokens,
     launch,
+    line_starts,
     load_rank,
     load_weight,
-    patch_tokens,
     product_precision,
     project,
     sigmoid,
     softplus,
+    states,
 )
 
 #: Programs that fill a large GPU a few times over; more would only leave more partial sums.
 ENOUGH_PROGRAMS = 1024
 
-
-#: Side of a patch, channels of a block, and warps: one thread for every line and channel. Larger patches spill more.
+#: Side of a patch, channels of a block, and warps: one thread for every line and channel. Larger patches spill.
 TILE = (8, 16, 4)
 
 
 @triton.jit
-def _add(pointer, value, mask, again):
-    """Store the first value, add the next ones."""
-    if again:
-        value += tl.load(pointer, mask=mask, other=0.0)
-    tl.store(pointer, value, mask=mask)
+def _add(pointer, value, mask, times):
+    """Store the first value, add the next ones: those before which there were some `times`."""
+    later = mask.to(tl.int32) * times > 0
+    tl.store(pointer, value + tl.load(pointer, mask=later, other=0.0), mask=mask)
 
 
-@triton.jit(do_not_specialize=["channels", "nothing"])
+@triton.jit(do_not_specialize=["batch", "channels", "patches", "blocks", "pitch"])
 def _gradients(
     dy,
     x,
@@ -78,12 +78,15 @@ def _gradients(
     dA,
     dskip,
     dbias,
+    scratch,
+    batch,
     height,
     width,
     channels,
     segments,
+    patches,
     blocks,
-    nothing,
+    pitch,
     COLUMNS: tl.constexpr,
     BACKWARD: tl.constexpr,
     PER_LINE: tl.constexpr,
@@ -91,99 +94,109 @@ def _gradients(
     K: tl.constexpr,
     N: tl.constexpr,
     R: tl.constexpr,
-    RP: tl.constexpr,
     P: tl.constexpr,
     BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
     GRADIENT: tl.constexpr,
 ):
-    """All gradients of one patch, for `blocks` blocks of channels."""
-    part, image = tl.program_id(0), tl.program_id(2).to(tl.int64)
-    program = image * tl.num_programs(1) + tl.program_id(1)
-    x += image * height * width * channels
-    dy += image * height * width * channels
-    dx += image * height * width * channels
-    dbc += image * height * width * (K * (R + 2 * N))
-    ddbc += (part * tl.num_programs(2) + image) * height * width * (K * (R + 2 * N))
-    for block in range(part * blocks, tl.minimum(part * blocks + blocks, tl.cdiv(channels, BLOCK))):
-        again = block > part * blocks
-        # Zero is added that the compiler does not know to be zero: it would otherwise keep r, b, c and all indices of
-        # all routes, which are the same for every block, in registers from one block to the next, and spill.
-        patch = tl.program_id(1) + block * nothing
-        channel = block * BLOCK + tl.arange(0, BLOCK)
+    """All gradients of every so many patches, for `blocks` blocks of channels.
+
+    Every route reads the tile in its own order, from the caches after the first time, so that all of them run forward
+    and share one loop: unrolled, values of several routes would be in registers at once, more than there are. The sum
+    over the routes is kept in `scratch`, in rows of `pitch` entries: not known to the compiler, or it would choose wide
+    accesses, and exchange the tile between threads for them.
+    """
+    part, program = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    scratch += (program * tl.num_programs(0) + part) * (P * P * BLOCK)
+    first_block = tl.program_id(0) * blocks
+    across, down = tl.cdiv(width, P), tl.cdiv(height, P)
+    mine = tl.minimum(blocks, tl.cdiv(channels, BLOCK) - first_block)
+    turns = tl.cdiv(patches * batch - tl.program_id(1), tl.num_programs(1))
+    # One loop and not three: what stays the same over the routes or blocks would be kept in registers.
+    for visit in range(turns * mine * K):
+        k, block, turn = visit % K, visit // K % mine, visit // (K * mine)
+        item = tl.program_id(1) + turn * tl.num_programs(1)
+        image, patch = (item // patches).to(tl.int64), item % patches
+        top, left = patch // across * P, patch % across * P
+        tokens = image * height * width
+        here = dbc + tokens * (K * (R + 2 * N))
+        dhere = ddbc + (part * batch * height * width + tokens) * (K * (R + 2 * N))
+        channel = (first_block + block) * BLOCK + tl.arange(0, BLOCK)
         exists = channel < channels
-        du = tl.zeros([P, P, BLOCK], tl.float32)
-        for columns in tl.static_range(2):
-            if (COLUMNS if columns else ((1 << K) - 1) & ~COLUMNS) != 0:
-                token, valid, segment, line_exists = patch_tokens(patch, height, width, columns, P)
-                inside = valid[:, :, None] & exists[None, None, :]
-                place = token[:, :, None] * channels + channel[None, None, :]
-                edge = segment[:, None] * channels + channel[None, :]
-                kept = line_exists[:, None] & exists[None, :]
-                u = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
-                v = tl.load(dy + place, mask=inside, other=0.0).to(tl.float32)
-                if columns:
-                    du = tl.permute(du, (1, 0, 2))
-                if columns == (1 if COLUMNS else 0):  # once
-                    tl.store(dskip + program * channels + channel, tl.sum(tl.sum(u * v, 0), 0), mask=exists)
-                for k in tl.static_range(K):
-                    if ((COLUMNS >> k) & 1) == columns:
-                        r, rank_place, rank_exists = load_rank(dbc, patch, height, width, k, columns, P, K, N, R, RP)
-                        w = load_weight(weight, channel, channels, k, R, RP)
-                        z = project(r, w, bias, channel, channels, k, P, BLOCK, PRECISION)
-                        delta = tl.where(valid[:, :, None], softplus(z), 0.0)
-                        weighted = delta * u
-                        dweighted, ddelta = tl.zeros_like(delta), tl.zeros_like(delta)
-                        for n in range(N):
-                            rate = tl.load(A + (k * channels + channel) * N + n, mask=exists, other=0.0).to(tl.float32)
-                            row = token * (K * (R + 2 * N)) + (k * (R + 2 * N) + R + n)
-                            b = tl.load(dbc + row, mask=valid, other=0.0).to(tl.float32)
-                            c = tl.load(dbc + row + N, mask=valid, other=0.0).to(tl.float32)
-                            decay = tl.exp2(delta * (rate * LOG2E)[None, None, :])
-                            drive, pull = weighted * b[:, :, None], v * c[:, :, None]
-                            m, previous = before(decay, drive, ((BACKWARD >> k) & 1) == 1)
-                            o, after = before(decay, decay * pull, ((BACKWARD >> k) & 1) == 0)
-                            if not SINGLE:
-                                offset = ((image * K + k) * N + n) * segments * channels
-                                previous += m * tl.load(starts + offset + edge, mask=kept, other=0.0)[None, :, :]
-                                after += o * tl.load(pushed + offset + edge, mask=kept, other=0.0)[None, :, :]
-                            elif not PER_LINE:
-                                whole = tl.exp2(tl.sum(delta, 0) * (rate * LOG2E)[None, :])
-                                end = final(decay * previous + drive, P, ((BACKWARD >> k) & 1) == 1)
-                                _m, start = before(whole, end, ((BACKWARD >> k) & 1) == 1)
-                                previous += m * start[None, :, :]
-                                end = final(decay * (after + pull), P, ((BACKWARD >> k) & 1) == 0)
-                                _m, start = before(whole, end, ((BACKWARD >> k) & 1) == 0)
-                                after += o * start[None, :, :]
-                            carried, adjoint = decay * previous, pull + after
-                            _add(ddbc + row + N, tl.sum(v * (carried + drive), 2), valid, again)
-                            _add(ddbc + row, tl.sum(adjoint * weighted, 2), valid, again)
-                            dweighted += adjoint * b[:, :, None]
-                            through_decay = adjoint * carried
-                            ddelta += through_decay * rate[None, None, :]
-                            tl.store(
-                                dA + ((program * K + k) * channels + channel) * N + n,
-                                tl.sum(tl.sum(through_decay * delta, 0), 0),
-                                mask=exists,
-                            )
-                        du += dweighted * delta
-                        du += v * tl.load(skip + k * channels + channel, mask=exists, other=0.0).to(tl.float32)
-                        dz = tl.where(valid[:, :, None], (ddelta + dweighted * u) * sigmoid(z), 0.0)
-                        tl.store(dbias + (program * K + k) * channels + channel, tl.sum(tl.sum(dz, 0), 0), mask=exists)
-                        dz = tl.reshape(dz, (P * P, BLOCK))
-                        dr = tl.dot(dz, tl.trans(w), input_precision=GRADIENT)
-                        _add(ddbc + rank_place, dr, rank_exists, again)
-                        r, _place, _exists = load_rank(dbc, patch, height, width, k, columns, P, K, N, R, RP)
-                        dw = tl.dot(tl.trans(r.to(tl.float32)), dz, input_precision=GRADIENT)
-                        rank = tl.arange(0, RP)
-                        tl.store(
-                            dweight + ((program * K + k) * channels + channel)[None, :] * R + rank[:, None],
-                            dw,
-                            mask=exists[None, :] & (rank < R)[:, None],
-                        )
-                        tl.debug_barrier()  # keeps the loads of the next route where they are: registers are scarce
-        tl.store(dx + place, du.to(dx.dtype.element_ty), mask=inside)
-        tl.debug_barrier()  # what was added to ddbc is read again by other threads of this program
+        columns, backward = (COLUMNS >> k) & 1, (BACKWARD >> k) & 1
+        order = backward * (P - 1) + (1 - 2 * backward) * tl.arange(0, P)
+        step, line = order[:, None], order[None, :]
+        h, w = top + line + columns * (step - line), left + step + columns * (line - step)
+        token, valid = h * width + w, (h < height) & (w < width)
+        inside = valid[:, :, None] & exists[None, None, :]
+        place = token[:, :, None] * channels + channel[None, None, :]
+        flat, known = flat_tokens(patch, height, width, columns, backward, P)
+        z = project(flat, known, here, weight, bias, channel, channels, k, K, N, R, P, BLOCK, PRECISION)
+        u = tl.load(x + tokens * channels + place, mask=inside, other=0.0).to(tl.float32)
+        v = tl.load(dy + tokens * channels + place, mask=inside, other=0.0).to(tl.float32)
+        if k == 0:
+            total = tl.sum(tl.sum(u * v, 0), 0)
+            _add(dskip + program * channels + channel, total, exists, turn)
+        delta = tl.where(valid[:, :, None], softplus(z), 0.0)
+        slope = tl.where(valid[:, :, None], sigmoid(z), 0.0)
+        weighted = delta * u
+        dweighted, ddelta = tl.zeros_like(delta), tl.zeros_like(delta)
+        for n in range(N):
+            parameter = (k * channels + channel) * N + n
+            rate = tl.load(A + parameter, mask=exists, other=0.0).to(tl.float32)
+            row = token * (K * (R + 2 * N)) + (k * (R + 2 * N) + R + n)
+            b = tl.load(here + row, mask=valid, other=0.0).to(tl.float32)
+            c = tl.load(here + row + N, mask=valid, other=0.0).to(tl.float32)
+            decay = tl.exp2(delta * (rate * LOG2E)[None, None, :])
+            vertical = (left + order) * down + patch // across
+            segment = tl.where(columns == 1, vertical, (top + order) * across + patch % across)
+            kept = tl.where(columns == 1, left + order < width, top + order < height)[:, None] & exists[None, :]
+            edge = segment[:, None] * channels + channel[None, :]
+            route = ((image * K + k) * N + n) * segments * channels
+            start, end = tl.zeros([P, BLOCK], tl.float32), tl.zeros([P, BLOCK], tl.float32)
+            drive, pull = weighted * b[:, :, None], v * c[:, :, None]
+            if not SINGLE:
+                start = tl.load(starts + route + edge, mask=kept, other=0.0)
+                end = tl.load(pushed + route + edge, mask=kept, other=0.0)
+            elif not PER_LINE:
+                start = line_starts(decay, drive, P, False)
+                end = line_starts(decay, decay * pull, P, True)
+            carried = decay * states(decay, drive, start, P, False)
+            _add(dhere + row + N, tl.sum(v * (carried + drive), 2), valid, block)
+            tl.debug_barrier()  # the states before the adjoints: registers are scarce
+            adjoint = pull + states(decay, decay * pull, end, P, True)
+            _add(dhere + row, tl.sum(adjoint * weighted, 2), valid, block)
+            dweighted += adjoint * b[:, :, None]
+            through_decay = adjoint * carried
+            ddelta += through_decay * rate[None, None, :]
+            total = tl.sum(tl.sum(through_decay * delta, 0), 0)
+            _add(dA + program * channels * (K * N) + parameter, total, exists, turn)
+        du = dweighted * delta
+        du += v * tl.load(skip + k * channels + channel, mask=exists, other=0.0).to(tl.float32)
+        cell = ((h - top) * P + (w - left))[:, :, None] * pitch + tl.arange(0, BLOCK)[None, None, :]
+        du += tl.load(scratch + cell, mask=inside & (k > 0), other=0.0)
+        tl.store(scratch + cell, du, mask=inside & (k < K - 1))
+        tl.store(dx + tokens * channels + place, du.to(dx.dtype.element_ty), mask=inside & (k == K - 1))
+        dz = (ddelta + dweighted * u) * slope
+        parameter = (program * K + k) * channels + channel
+        _add(dbias + parameter, tl.sum(tl.sum(dz, 0), 0), exists, turn)
+        dz = tl.reshape(dz, (P * P, BLOCK))
+        for first in tl.range(0, R, RANKS, num_stages=1):
+            r, at, known_ranks = load_rank(flat, known, first, here, k, K, N, R)
+            dr = tl.dot(
+                dz,
+                tl.trans(load_weight(weight, channel, channels, first, k, R)),
+                input_precision=GRADIENT,
+            )
+            _add(dhere + at, dr, known_ranks, block)
+            rank = first + tl.arange(0, RANKS)
+            _add(
+                dweight + parameter[None, :] * R + rank[:, None],
+                tl.dot(tl.trans(r.to(tl.float32)), dz, input_precision=GRADIENT),
+                exists[None, :] & (rank < R)[:, None],
+                turn,
+            )
+        tl.debug_barrier()  # what was stored in scratch and ddbc is read by other threads of this program
 
 
 def ss2d_scan_backward(
@@ -201,25 +214,25 @@ def ss2d_scan_backward(
             dy, x, dbc, dt_weight, A, dt_bias, pattern, warps, **chosen
         )
     blocks = triton.cdiv(channels, chosen["BLOCK"])
-    parts = min(blocks, triton.cdiv(ENOUGH_PROGRAMS, patches * batch))
-    per_part = triton.cdiv(blocks, parts)
+    programs = min(patches * batch, ENOUGH_PROGRAMS)
+    per_part = triton.cdiv(blocks, min(blocks, triton.cdiv(ENOUGH_PROGRAMS, programs)))
     parts = triton.cdiv(blocks, per_part)
 
     def partial(count: int, *shape: int) -> Tensor:
         return x.new_empty((count, *shape), dtype=torch.float32)
 
-    programs, routes_ = patches * batch, chosen["K"]
     dx = torch.empty_like(x)
     ddbc = partial(parts, *dbc.shape)
     dweight, dA = partial(programs, *dt_weight.shape), partial(programs, *A.shape)
-    dskip, dbias = partial(programs, channels), partial(programs, routes_, channels)
+    dskip, dbias = partial(programs, channels), partial(programs, chosen["K"], channels)
+    scratch = partial(programs, parts, side * side * block)
     launch(
         _gradients,
-        (parts, patches, batch),
+        (parts, programs),
         (
             *(dy, x, dbc, dt_weight, A, D, dt_bias, starts, pushed),
-            *(dx, ddbc, dweight, dA, dskip, dbias),
-            *(height, width, channels, segments, per_part, 0),
+            *(dx, ddbc, dweight, dA, dskip, dbias, scratch),
+            *(batch, height, width, channels, segments, patches, per_part, block),
         ),
         warps,
         PER_LINE=routes(pattern)[0].per_line,
@@ -227,4 +240,4 @@ def ss2d_scan_backward(
         GRADIENT=product_precision(x.dtype),
         **chosen,
     )
-    return dx, ddbc.sum(0), dweight.sum(0), dA.sum(0), dskip.sum(0).repeat(routes_, 1), dbias.sum(0)
+    return dx, ddbc.sum(0), dweight.sum(0), dA.sum(0), dskip.sum(0).repeat(chosen["K"], 1), dbias.sum(0)

@@ -27,6 +27,8 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 
 LOG2E = tl.constexpr(1.4426950408889634)
 WIDE = tl.constexpr(INTERPRETED)
+#: Entries of r that are multiplied at a time: the least that the tensor cores take.
+RANKS = tl.constexpr(16)
 
 
 @triton.jit
@@ -82,6 +84,20 @@ def before(a, d, reverse: tl.constexpr):
 
 
 @triton.jit
+def states(a, d, start, P: tl.constexpr, reverse: tl.constexpr):
+    """State before each step of a tile, from the state before each line.
+
+    The start goes in with the first step: what a line does to it need not be kept beside the states.
+    """
+    first = (tl.arange(0, P) == (P - 1 if reverse else 0))[:, None, None]
+    start = tl.where(first, start[None, :, :], 0.0)
+    _, _, _, x = tl.associative_scan(
+        (a, d + a * start, tl.zeros_like(a) + 1.0, start), 0, _then_keeping, reverse=reverse
+    )
+    return x
+
+
+@triton.jit
 def final(t, P: tl.constexpr, reverse: tl.constexpr):
     """The last entry of axis 0 of a tile (the first, in reverse)."""
     step = tl.arange(0, P)
@@ -89,8 +105,9 @@ def final(t, P: tl.constexpr, reverse: tl.constexpr):
 
 
 @triton.jit
-def line_starts(a, h, P: tl.constexpr, reverse: tl.constexpr):
-    """State before each line of a tile, from a zero start of the first, and `through` of each line."""
+def line_starts(a, d, P: tl.constexpr, reverse: tl.constexpr):
+    """State before each line of a tile, from a zero start of the first."""
+    a, h = through(a, d, reverse)
     _, start = before(final(a, P, reverse), final(h, P, reverse), reverse)
     return start
 
@@ -116,70 +133,76 @@ def patch_tokens(patch, height, width, COLUMNS: tl.constexpr, P: tl.constexpr):
 
 
 @triton.jit
-def load_rank(
-    dbc,
-    patch,
-    height,
-    width,
-    k,
-    COLUMNS: tl.constexpr,
-    P: tl.constexpr,
-    K: tl.constexpr,
-    N: tl.constexpr,
-    R: tl.constexpr,
-    RP: tl.constexpr,
-):
-    """r of route k for the tokens of a patch, [P · P, RP], where they lie in `dbc`, and which of them exist."""
-    flat, rank = tl.arange(0, P * P), tl.arange(0, RP)
-    top, left = patch // tl.cdiv(width, P) * P, patch % tl.cdiv(width, P) * P
-    if COLUMNS:
-        h, w = top + flat // P, left + flat % P
-    else:
-        h, w = top + flat % P, left + flat // P
-    place = (h * width + w)[:, None] * (K * (R + 2 * N)) + k * (R + 2 * N) + rank[None, :]
-    exists = ((h < height) & (w < width))[:, None] & (rank < R)[None, :]
+def flat_tokens(patch, height, width, columns, backward, P: tl.constexpr):
+    """The tokens of a patch in the order of a route, steps outermost, [P · P], and whether they exist.
+
+    `columns` and `backward`, 0 or 1, may be known only when the kernel runs.
+    """
+    flat = backward * (P * P - 1) + (1 - 2 * backward) * tl.arange(0, P * P)
+    step, line = flat // P, flat % P
+    h = patch // tl.cdiv(width, P) * P + line + columns * (step - line)
+    w = patch % tl.cdiv(width, P) * P + step + columns * (line - step)
+    return h * width + w, (h < height) & (w < width)
+
+
+@triton.jit
+def load_rank(token, valid, first, dbc, k, K: tl.constexpr, N: tl.constexpr, R: tl.constexpr):
+    """RANKS entries of r of route k from `first` on, [tokens, RANKS], where they lie in `dbc`, and which exist."""
+    rank = first + tl.arange(0, RANKS)
+    place = token[:, None] * (K * (R + 2 * N)) + (k * (R + 2 * N) + rank)[None, :]
+    exists = valid[:, None] & (rank < R)[None, :]
     return tl.load(dbc + place, mask=exists, other=0.0), place, exists
 
 
 @triton.jit
-def load_weight(weight, channel, channels, k, R: tl.constexpr, RP: tl.constexpr):
-    """The Δ projection of route k for a block of channels, [RP, BLOCK]."""
-    rank = tl.arange(0, RP)
+def load_weight(weight, channel, channels, first, k, R: tl.constexpr):
+    """RANKS columns of the Δ projection of route k for a block of channels, [RANKS, BLOCK]."""
+    rank = first + tl.arange(0, RANKS)
     exists = (channel < channels)[None, :] & (rank < R)[:, None]
     place = (k * channels + channel)[None, :] * R + rank[:, None]
     return tl.load(weight + place, mask=exists, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _product(a, b, PRECISION: tl.constexpr):
-    """a b in float32; the interpreter has no products of bfloat16."""
+def _product(a, b, z, PRECISION: tl.constexpr):
+    """z + a b in float32; the interpreter has no products of bfloat16."""
     if WIDE:
         a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, input_precision=PRECISION)
+    return tl.dot(a, b, z, input_precision=PRECISION)
 
 
 @triton.jit
 def project(
-    r,
+    token,
+    valid,
+    dbc,
     weight,
     bias,
     channel,
     channels,
     k,
+    K: tl.constexpr,
+    N: tl.constexpr,
+    R: tl.constexpr,
     P: tl.constexpr,
     BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """``z = W r + β`` of route k for every token of a patch, [P, P, BLOCK]; Δ is its softplus.
+    """``z = W r + β`` of route k for every token of a patch (`flat_tokens`), [P, P, BLOCK]; Δ is its softplus.
 
-    A matrix product on the tensor cores. With half-precision storage r is what it is and the weight goes in as the sum
-    of two such numbers, so that nothing of it is lost but the last bits.
+    A matrix product on the tensor cores, RANKS entries of r at a time: a large rank would fill the registers. With
+    half-precision storage r is what it is and the weight goes in as the sum of two such numbers, so that nothing of it
+    is lost but the last bits.
     """
-    high = weight.to(r.dtype)
-    z = _product(r, high, PRECISION)
-    if r.dtype != tl.float32:
-        z += _product(r, (weight - high.to(tl.float32)).to(r.dtype), PRECISION)
-    z += tl.load(bias + k * channels + channel, mask=channel < channels, other=0.0).to(tl.float32)[None, :]
+    beta = tl.load(bias + k * channels + channel, mask=channel < channels, other=0.0).to(tl.float32)
+    z = tl.zeros([P * P, BLOCK], tl.float32) + beta[None, :]
+    for first in tl.range(0, R, RANKS, num_stages=1):
+        r, _place, _exists = load_rank(token, valid, first, dbc, k, K, N, R)
+        w = load_weight(weight, channel, channels, first, k, R)
+        high = w.to(r.dtype)
+        z = _product(r, high, z, PRECISION)
+        if r.dtype != tl.float32:
+            z = _product(r, (w - high.to(tl.float32)).to(r.dtype), z, PRECISION)
     return tl.reshape(z, (P, P, BLOCK))
 
 
