@@ -28,7 +28,11 @@ def run(model: VMamba, image: Tensor) -> tuple[Tensor, list[Tensor]]:
     return model.forward_head(last), stages
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+# On a CPU the triton kernels are interpreted, minutes for a whole model; tests/ops holds them against the definition.
+ON_CPU = [name for name in BACKENDS if name != "triton"]
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
 @pytest.mark.parametrize("path", RELEASED, ids=stem)
 def test_released_outputs(path: Path, backend: str, released: dict[str, Any]) -> None:
     name = path.stem.removesuffix("_96x96")
@@ -43,7 +47,7 @@ def test_released_outputs(path: Path, backend: str, released: dict[str, Any]) ->
     assert relative_error(logits, golden.tensors["logits"]) < 1e-4
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ON_CPU)
 @pytest.mark.parametrize("path", VARIANTS, ids=stem)
 def test_variant_outputs_and_gradients(path: Path, backend: str) -> None:
     golden = Golden.load(path)

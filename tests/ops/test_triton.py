@@ -23,7 +23,7 @@ DEVICE = "cpu" if triton_tiles.INTERPRETED else "cuda"
 # One patch, a row of patches, several both ways, with a remainder.
 GRIDS = [(1, 1), (3, 4), (1, 9), (5, 6)]
 # Storage rounds x once on the way in and y once on the way out; gradients collect several such roundings.
-TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
+TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +117,7 @@ def test_blocks_of_channels_share_the_gradient_of_dbc(monkeypatch: pytest.Monkey
     for programs in (1, 1024):
         monkeypatch.setattr(triton_ss2d_backward, "ENOUGH_PROGRAMS", programs)
         got = kernels.ss2d_scan_backward(operands[0], *operands, "cross")
-        assert all(relative_error(a.cpu(), b) < 2e-6 for a, b in zip(got, expected, strict=True))
+        assert all(relative_error(a.cpu(), b) < 5e-6 for a, b in zip(got, expected, strict=True))
 
 
 @pytest.mark.parametrize(
