@@ -99,9 +99,17 @@ def _evaluate(
 
 
 def _show(rows: list[dict[str, float]]) -> None:
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*(f"{v:,.0f}" if float(v).is_integer() and abs(v) >= 1 else f"{v:.4g}" for v in row.values()))
+    shown = [
+        [f"{v:,.0f}" if float(v).is_integer() and abs(v) >= 1 else f"{v:.4g}" for v in row.values()] for row in rows
+    ]
+    if len(rows) == 1:  # upright, since detection has many numbers
+        table = Table("result", "value")
+        for name, value in zip(rows[0], shown[0], strict=True):
+            table.add_row(name, value)
+    else:
+        table = Table(*rows[0])
+        for values in shown:
+            table.add_row(*values)
     Console().print(table)
 
 
