@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as V
@@ -140,26 +139,28 @@ def _bands(model: nn.Module, x: Tensor, inference: Inference, on_window: Callabl
     side, height, width = inference.window, x.shape[2], x.shape[3]
     columns = _starts(width, side, inference.stride)
     tops = _starts(height, side, inference.stride)
-    pending: Tensor | None = None  # sums of the rows from `done` on
-    counts = torch.zeros(height, width, device=x.device)
-    done = 0
+    sums: Tensor | None = None  # of the rows that one row of windows covers
+    counts = torch.zeros(min(side, height), width, device=x.device)
     for number, top in enumerate(tops):
-        bottom = min(top + side, height)
+        rows = min(side, height)
         for left in columns:
             right = min(left + side, width)
-            logits = model(x[:, :, top:bottom, left:right]).float()
-            if pending is None:
-                pending = logits.new_zeros((1, logits.shape[1], 0, width))
-            lacking = bottom - done - pending.shape[2]
-            pending = F.pad(pending, (0, 0, 0, lacking)) if lacking else pending
-            pending[:, :, top - done : bottom - done, left:right] += logits
-            counts[top:bottom, left:right] += 1
+            logits = model(x[:, :, top : top + rows, left:right]).float()
+            if sums is None:
+                sums = logits.new_zeros((1, logits.shape[1], rows, width))
+            sums[:, :, :, left:right] += logits
+            counts[:, left:right] += 1
             if on_window is not None:
                 on_window()
-        assert pending is not None
-        until = tops[number + 1] if number + 1 < len(tops) else height
-        yield pending[:, :, : until - done] / counts[done:until]
-        pending, done = pending[:, :, until - done :].clone(), until
+        assert sums is not None
+        done = (tops[number + 1] if number + 1 < len(tops) else height) - top  # no window below reaches these
+        for first in range(0, done, _ROWS):
+            last = min(first + _ROWS, done)
+            yield sums[:, :, first:last] / counts[first:last]
+        for buffer in (sums[0], counts):
+            kept = buffer[..., done:, :].clone()
+            buffer[..., : rows - done, :] = kept
+            buffer[..., rows - done :, :] = 0
 
 
 def _starts(length: int, window: int | None, stride: int | None) -> list[int]:
