@@ -47,7 +47,7 @@ def test_killed_in_the_middle_of_an_epoch(train: Train, launch: Any, uninterrupt
 
 
 def test_terminated(train: Train, launch: Any, uninterrupted: Path, tmp_path: Path) -> None:
-    """As a cluster does it: every process of the job is told, those of the loaders, too."""
+    """As `timeout` and torchrun do it: the process group is told, with loader processes at work."""
     process = launch(tmp_path / "run", "--workers", 2, "--set", "save_every=null")
     wait_for_step(process, tmp_path / "run", 4)
     os.killpg(process.pid, signal.SIGTERM)

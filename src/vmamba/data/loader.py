@@ -7,9 +7,8 @@ state of its loaders.
 
 from __future__ import annotations
 
-import atexit
+import os
 import signal
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -131,9 +130,7 @@ def report_skipped(
     loader: DataLoader[tuple[Batch | None, list[str]]], skipped: list[str], strict: bool
 ) -> Iterator[Batch]:
     """The batches in what a loader process hands over; what it could not read goes to `skipped`, once each."""
-    iterator = iter(loader)
-    _RUNNING.add(iterator)
-    for batch, problems in iterator:
+    for batch, problems in loader:
         if problems and (strict or len(problems) >= MOST_UNREADABLE):
             raise ImageError(problems[0])
         skipped += [problem for problem in problems if problem not in skipped]
@@ -142,20 +139,14 @@ def report_skipped(
 
 
 def ignore_warnings(_: int) -> None:
-    """In a loader process: a cluster warns every process of a job, but only the training process is to act on it."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    """In a loader process: leave it to the training process to act when a job is told to stop.
+
+    SIGTERM to the process group does not reach a group of its own. Sent to the loader process itself it still ends it,
+    as Python's own clean-up at exit needs.
+    """
+    os.setpgid(0, 0)
+    for number in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-
-
-#: What has loader processes. They must be told to end: Python's own way, SIGTERM at exit, they ignore.
-_RUNNING: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-@atexit.register
-def _end_loader_processes() -> None:
-    for iterator in list(_RUNNING):
-        if hasattr(iterator, "_shutdown_workers"):
-            iterator._shutdown_workers()
 
 
 class _Position:
