@@ -1,132 +1,282 @@
 """Registers, spills and shared memory of the Triton kernels, compiled ahead of time. Needs no GPU.
 
-    python benchmarks/triton_report.py                                       everything, about 15 minutes on two cores
-    python benchmarks/triton_report.py --kernels _outputs --stages 4 --targets sm_90
+    python benchmarks/triton_report.py                           everything that ships, about 20 minutes on two cores
+    python benchmarks/triton_report.py --cases "tiny, 224², bf16" --kernels _outputs --targets sm_90
 
-The scans are launched on tensors without data at the shapes of `vmamba_tiny_s1l8`, 224×224, batch 128, bfloat16 beside
-float32 parameters; what they launch is compiled. Exits with status 1 if anything spills.
+The operators are called, forward and backward, on tensors without data, of the shapes that they have in the released
+models; what they launch is compiled, once for all cases in which Triton would compile the same. Writes .csv and .md
+into results/, named after Triton's version, when nothing is left out; exits with status 1 if a kernel spills registers.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
+import functools
+import importlib
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
+from paired import RESULTS, environment, write_csv
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from vmamba.ops import triton_ss2d, triton_ss2d_backward, triton_tiles
+from vmamba.model.zoo import VARIANTS
+from vmamba.ops import triton_depthwise, triton_selective, triton_ss2d, triton_ss2d_backward, triton_tiles
+from vmamba.progress import progress_bar
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-#: (side of the token grid, channels, rank) of the four stages.
-STAGES = ((56, 96, 6), (28, 192, 12), (14, 384, 24), (7, 768, 48))
-POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
-
-Launch = tuple[Any, tuple[Any, ...], int, dict[str, Any]]
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+MODULES = (triton_ss2d, triton_ss2d_backward, triton_selective, triton_depthwise)
 
 
-def launches(stage: int) -> list[Launch]:
-    """What the forward and the backward pass of a stage (1 to 4) launch: kernel, operands, warps, constants."""
-    side, channels, rank = STAGES[stage - 1]
-    recorded: list[Launch] = []
-
-    def record(kernel: Any, grid: Any, operands: tuple[Any, ...], warps: int, **constants: Any) -> None:
-        recorded.append((kernel, operands, warps, constants))
-
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    x = empty(128, side, side, channels, dtype=torch.bfloat16)
-    dbc = empty(128, side, side, 4, rank + 2, dtype=torch.bfloat16)
-    operands = (x, dbc, empty(4, channels, rank), empty(4, channels, 1), empty(4, channels), empty(4, channels))
-    triton_ss2d.launch = triton_ss2d_backward.launch = record
-    try:
-        triton_ss2d.ss2d_scan(*operands, "cross")
-        triton_ss2d_backward.ss2d_scan_backward(x, *operands, "cross")
-    finally:
-        triton_ss2d.launch = triton_ss2d_backward.launch = triton_tiles.launch
-    return recorded
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def build(launch: Launch, target: str) -> Any:
-    """Compile a kernel for what it was launched with, as Triton specialises it."""
-    kernel, operands, warps, given = launch
-    if target.startswith("gfx"):
-        given = given | {name: "ieee" for name in ("PRECISION", "GRADIENT") if name in given}
-    signature: dict[str, str] = {}
-    constants: dict[tuple[int, ...], Any] = {}
-    attributes: dict[tuple[int, ...], Any] = {}
-    for i, parameter in enumerate(kernel.params):
-        signature[parameter.name] = "constexpr"
-        if i >= len(operands):
-            constants[(i,)] = given[parameter.name]
-        elif isinstance(operands[i], Tensor):
-            signature[parameter.name] = POINTERS[operands[i].dtype]
-            attributes[(i,)] = [["tt.divisibility", 16]]
-        elif operands[i] == 1 and not parameter.do_not_specialize:
-            constants[(i,)] = 1
+def model(name: str, side: int, dtype: torch.dtype) -> dict[str, Callable[[], None]]:
+    """The scan and the convolution before it, of every stage of a released model, batch 128, parameters in float32."""
+    config = VARIANTS[name].config
+    stages = {}
+    for number, dim in enumerate(config.dims, 1):
+        tokens, inner = (128, side >> (number + 1), side >> (number + 1)), int(dim * config.ssm_ratio)
+        rank, states = config.rank(dim), config.d_state
+        stages[f"stage {number}"] = functools.partial(layer, tokens, inner, rank, states, config.ssm_conv_bias, dtype)
+    return stages
+
+
+def layer(tokens: tuple[int, int, int], inner: int, rank: int, states: int, bias: bool, dtype: torch.dtype) -> None:
+    x, dbc = empty(*tokens, inner, dtype=dtype), empty(*tokens, 4, rank + 2 * states, dtype=dtype)
+    operands = (x, dbc, empty(4, inner, rank), empty(4, inner, states), empty(4, inner), empty(4, inner))
+    triton_ss2d.ss2d_scan(*operands, "cross")
+    triton_ss2d_backward.ss2d_scan_backward(x, *operands, "cross")
+    weight, offset = empty(inner, 1, 3, 3), empty(inner) if bias else None
+    triton_depthwise.depthwise_silu(x, weight, offset)
+    triton_depthwise.depthwise_silu_backward(x, x, weight, offset)
+
+
+def sequence(length: int, states: int, dtype: torch.dtype) -> None:
+    """`selective_scan` as Mamba calls it: one group, softplus, bias and skip."""
+    u, A, D = empty(8, 1536, length, dtype=dtype), empty(1536, states), empty(1536)
+    B = empty(8, 1, states, length, dtype=dtype)
+    triton_selective.selective_scan(u, u, A, B, B, D, D, True)
+    triton_selective.selective_scan_backward(u, empty(8, 1536, states), u, u, A, B, B, D, D, True)
+
+
+#: What ships: label → part of it → the calls. The names of the storage types are Triton's.
+CASES: dict[str, dict[str, Callable[[], None]]] = {
+    "tiny, 224², bf16": model("vmamba_tiny_s1l8", 224, torch.bfloat16),
+    "tiny, 224², fp32": model("vmamba_tiny_s1l8", 224, torch.float32),
+    "tiny, 1024², bf16": model("vmamba_tiny_s1l8", 1024, torch.bfloat16),
+    "tiny s2, 224², bf16": model("vmamba_tiny_s2l5", 224, torch.bfloat16),
+    "base, 224², bf16": model("vmamba_base_s1l20", 224, torch.bfloat16),
+    "base s2, 224², bf16": model("vmamba_base_s2l15", 224, torch.bfloat16),
+    "vanilla tiny, 224², bf16": model("vanilla_vmamba_tiny", 224, torch.bfloat16),
+    "vanilla tiny, 224², fp32": model("vanilla_vmamba_tiny", 224, torch.float32),
+    "selective_scan, bf16": {
+        f"N = {states}, {length} tokens": functools.partial(sequence, length, states, torch.bfloat16)
+        for states in (1, 16)
+        for length in (196, 4096)
+    },
+    "selective_scan, fp32": {"N = 16, 4096 tokens": functools.partial(sequence, 4096, 16, torch.float32)},
+}
+
+
+@dataclass
+class Launch:
+    """A kernel and what Triton would specialise it for.
+
+    Attributes:
+        module, kernel: Where it is found.
+        warps: Of 32 threads, per program.
+        constants: By name; also numbers that Triton takes for constants.
+        signature: Triton's types of the other parameters, by name.
+        aligned: Which of them divide by 16.
+        used: The cases that launch it.
+    """
+
+    module: str
+    kernel: str
+    warps: int
+    constants: dict[str, Any]
+    signature: dict[str, str]
+    aligned: tuple[str, ...]
+    used: list[str] = field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        return repr((self.module, self.kernel, self.warps, self.constants, self.signature, self.aligned))
+
+    @property
+    def label(self) -> str:
+        file = self.module.rsplit(".", 1)[1]
+        return f"{file}.{self.kernel}" + (" (backward)" if self.constants.get("ADJOINT") else "")
+
+
+def specialised(kernel: Any, operands: tuple[Any, ...], warps: int, constants: dict[str, Any]) -> Launch:
+    """A launch as Triton would compile it."""
+    constants, signature, aligned = dict(constants), {}, []
+    for parameter, value in zip(kernel.params, operands, strict=False):  # the constants follow
+        if isinstance(value, Tensor):
+            signature[parameter.name] = POINTERS[value.dtype]
+            aligned.append(parameter.name)
+        elif value == 1 and not parameter.do_not_specialize:
+            constants[parameter.name] = 1
         else:
             signature[parameter.name] = "i32"
-            if operands[i] % 16 == 0 and not parameter.do_not_specialize:
-                attributes[(i,)] = [["tt.divisibility", 16]]
+            if value % 16 == 0 and not parameter.do_not_specialize:
+                aligned.append(parameter.name)
+    return Launch(kernel.fn.__module__, kernel.fn.__name__, warps, constants, signature, tuple(aligned))
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """What is launched within; nothing runs."""
+    launches: list[Launch] = []
+
+    def record(kernel: Any, grid: Any, operands: tuple[Any, ...], warps: int, **constants: Any) -> None:
+        launches.append(specialised(kernel, operands, warps, constants))
+
+    for module in MODULES:
+        module.launch = record
+    try:
+        yield launches
+    finally:
+        for module in MODULES:
+            module.launch = triton_tiles.launch
+
+
+def different_launches(cases: list[str]) -> list[Launch]:
+    """Everything that the cases launch, once."""
+    found: dict[str, Launch] = {}
+    for case in cases:
+        for part, run in CASES[case].items():
+            with recorded() as launches:
+                run()
+            for launch in launches:
+                used = found.setdefault(launch.key, launch).used
+                if f"{case}, {part}" not in used:
+                    used.append(f"{case}, {part}")
+    return list(found.values())
+
+
+def compiled(launch: Launch, target: str) -> dict[str, Any]:
+    """One line of the report."""
+    kernel = getattr(importlib.import_module(launch.module), launch.kernel)
+    place = {parameter.name: (i,) for i, parameter in enumerate(kernel.params)}
+    constants = dict(launch.constants)
+    if target.startswith("gfx"):  # as `triton_tiles.product_precision` has it on AMD's GPUs
+        constants |= {name: "ieee" for name in ("PRECISION", "GRADIENT") if name in constants}
+    source = ASTSource(
+        kernel,
+        {name: launch.signature.get(name, "constexpr") for name in place},
+        {place[name]: value for name, value in constants.items()},
+        {place[name]: [["tt.divisibility", 16]] for name in launch.aligned},
+    )
+    warps = max(1, launch.warps * 32 // TARGETS[target].warp_size)
     options = {"num_warps": warps, "enable_fp_fusion": True}
-    return triton.compile(ASTSource(kernel, signature, constants, attributes), target=TARGETS[target], options=options)
+    built = triton.compile(source, target=TARGETS[target], options=options)
+    return {
+        "kernel": launch.label,
+        "storage": next((launch.signature[name][1:] for name in ("x", "u") if name in launch.signature), "fp32"),
+        "states": launch.constants.get("N", ""),
+        "target": target,
+        "threads": launch.warps * 32,
+        **usage(built, target),
+        "used": "; ".join(launch.used),
+    }
 
 
-def usage(compiled: Any, target: str) -> dict[str, int]:
-    """Registers and spilled bytes per thread, and shared memory per program in bytes."""
-    shared = int(compiled.metadata.shared)
+def usage(built: Any, target: str) -> dict[str, int]:
+    """Registers and bytes of memory in their place per thread, and shared memory per program in bytes."""
+    shared = int(built.metadata.shared)
     if target.startswith("gfx"):
-        found = {name: int(value) for name, value in re.findall(r"\.(\w+):\s*(\d+)", compiled.asm["amdgcn"])}
-        return {"registers": found["vgpr_count"], "spilled": 4 * found["vgpr_spill_count"], "shared": shared}
+        found = {name: int(value) for name, value in re.findall(r"\.(\w+):\s*(\d+)", built.asm["amdgcn"])}
+        spilled = max(found["private_segment_fixed_size"], 4 * found["vgpr_spill_count"])
+        return {
+            "registers": found["vgpr_count"],
+            "spilled": spilled,
+            "scalars_spilled": found["sgpr_spill_count"],
+            "shared": shared,
+        }
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
+        file.write(built.asm["cubin"])
         file.flush()
         listing = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
     found = {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", listing)}
-    return {"registers": found["REG"], "spilled": found["STACK"], "shared": shared}
+    spilled = found["STACK"] + found["LOCAL"]
+    return {"registers": found["REG"], "spilled": spilled, "scalars_spilled": 0, "shared": shared}
+
+
+def report(rows: list[dict[str, Any]], head: dict[str, str]) -> str:
+    """The rows as Markdown: a kernel a line, a target a column."""
+    lines = [f"# Triton kernels, compiled ahead of time, {head['date']}", ""]
+    lines += [f"- {key}: {value}" for key, value in head.items()]
+    spilling = [row for row in rows if row["spilled"]]
+    verdict = "Nothing spills." if not spilling else f"{len(spilling)} of {len(rows)} spill registers."
+    lines += ["", f"Registers per thread · spilled bytes per thread · shared memory in bytes. {verdict}", ""]
+    columns = ["kernel", "storage", "N", *TARGETS, "launched for"]
+    lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    grouped: dict[tuple[Any, ...], dict[str, str]] = {}
+    for row in rows:
+        key = (row["kernel"], row["storage"], row["states"], row["used"])
+        cell = f"{row['registers']} · {row['spilled']} · {row['shared']}"
+        grouped.setdefault(key, {})[row["target"]] = cell
+    for (kernel, storage, states, used), cells in grouped.items():
+        columns = " | ".join(cells[target] for target in TARGETS)
+        lines.append(f"| `{kernel}` | {storage} | {states} | {columns} | {used} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
-    parser.add_argument("--stages", nargs="+", type=int, choices=range(1, 5), default=[1, 2, 3, 4])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--kernels", nargs="+", metavar="NAME", help="default: all")
-    parser.add_argument("--output", type=Path, help="CSV; default: print only")
+    parser.add_argument("--parts", nargs="+", metavar="PART", help='such as "stage 1"; default: all')
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args()
     if triton_tiles.INTERPRETED:
         parser.error("TRITON_INTERPRET is set; nothing is compiled in the interpreter")
+    launches = different_launches(options.cases)
+    if options.kernels:
+        launches = [launch for launch in launches if launch.kernel in options.kernels]
+    if options.parts:
+        launches = [launch for launch in launches if any(used.endswith(tuple(options.parts)) for used in launch.used)]
+    jobs = [(launch, target) for launch in launches for target in options.targets]
+    if not jobs:
+        parser.error("no kernel of that name is launched by these cases")
     rows: list[dict[str, Any]] = []
-    for stage in options.stages:
-        seen = set()
-        for launch in launches(stage):
-            name = launch[0].__name__
-            label = name + (" of the backward pass" if launch[3].get("ADJOINT") else "")
-            if label in seen or (options.kernels and name not in options.kernels):
-                continue
-            seen.add(label)
-            for target in options.targets:
-                rows.append({"stage": stage, "kernel": label, "target": target, **usage(build(launch, target), target)})
-                print(*(f"{key} {value}" for key, value in rows[-1].items()), sep=" · ", flush=True)
-    if options.output:
-        with options.output.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+    context = multiprocessing.get_context("spawn")
+    with progress_bar("kernels") as bar, ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
+        task = bar.add_task("compiling", total=len(jobs))
+        for row in pool.map(compiled, *zip(*jobs, strict=True)):
+            rows.append(row)
+            bar.advance(task)
+            print(*(f"{key} {value}" for key, value in row.items()), sep=" · ", flush=True)
+    whole = not options.kernels and not options.parts
+    if whole and options.cases == list(CASES) and options.targets == list(TARGETS):
+        head = environment() | {"triton": triton.__version__}
+        name = f"triton-{triton.__version__}"
+        write_csv(RESULTS / f"{name}.csv", rows, head)
+        (RESULTS / f"{name}.md").write_text(report(rows, head), encoding="utf-8")
     return int(any(row["spilled"] for row in rows))
 
 

@@ -33,7 +33,8 @@ def triton_answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(triton_ss2d, "tile", lambda height, width: ({"P": 4, "BLOCK": 4}, 1))
         monkeypatch.setattr(triton_ss2d, "CHAIN", (2, 2))
         monkeypatch.setattr(triton_ss2d_backward, "TILE", (4, 4, 1))
-        monkeypatch.setattr(triton_selective, "TILE", (2, 4, 1))
+        monkeypatch.setattr(triton_selective, "FORWARD_TILE", (4, 4, 1))
+        monkeypatch.setattr(triton_selective, "BACKWARD_TILE", (2, 4, 1))
         scan_whole_slices(monkeypatch)
     with use_backend("triton"):
         yield
@@ -122,7 +123,7 @@ def test_blocks_of_channels_share_the_gradient_of_dbc(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(
     ("length", "states", "groups", "optional"),
-    [(1, 1, 1, True), (3, 1, 8, True), (4, 2, 2, True), (11, 3, 1, True), (7, 1, 2, False)],
+    [(1, 1, 1, True), (3, 1, 8, True), (4, 2, 2, True), (37, 3, 1, True), (7, 1, 2, False)],  # up to three chunks
 )
 def test_selective_scan(length: int, states: int, groups: int, optional: bool) -> None:
     operands = selective_operands(2, 8, length, states, groups, torch.float32)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -118,30 +114,3 @@ def test_the_layer_uses_it_unless_watched(watched: str, monkeypatch: pytest.Monk
         layer.get_submodule(watched).register_forward_hook(lambda *_: None)
     assert relative_error(layer.mix(x), plain) < 1e-5
     assert len(calls) == (not watched)
-
-
-COMPILE = """
-import sys
-sys.path.append(sys.argv[1])
-import torch, triton_report
-from vmamba.ops import triton_depthwise as d
-
-recorded = []
-d.launch = lambda kernel, grid, operands, warps, **constants: recorded.append((kernel, operands, warps, constants))
-x = torch.empty(128, 56, 56, 96, dtype=torch.bfloat16, device="meta")
-weight = torch.empty(96, 1, 3, 3, device="meta")
-d.depthwise_silu(x, weight, None)
-d.depthwise_silu_backward(x, x, weight, None)
-for launch in recorded:
-    for target in ("sm_90", "gfx942"):
-        print(launch[0].__name__, target, triton_report.usage(triton_report.build(launch, target), target))
-"""
-
-
-def test_compiled_ahead_of_time_nothing_spills() -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    folder = os.path.join(os.path.dirname(__file__), "..", "..", "benchmarks")
-    command = [sys.executable, "-c", COMPILE, folder]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("'spilled': 0") == 6, result.stdout

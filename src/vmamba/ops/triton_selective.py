@@ -20,17 +20,17 @@ from torch import Tensor
 from vmamba.ops import triton_ss2d
 from vmamba.ops.triton_tiles import (
     LOG2E,
-    around,
     before,
     final,
     launch,
     sigmoid,
     softplus,
+    states,
     through,
 )
 
-#: Side of a tile, channels of a block at most, and warps: one thread for every line and channel.
-TILE = (16, 16, 8)
+#: Side of a tile, channels of a block at most, and warps, forward and backward, where larger tiles spill.
+FORWARD_TILE, BACKWARD_TILE = (16, 16, 8), (8, 16, 4)
 
 
 @triton.jit
@@ -57,12 +57,12 @@ def _edges(a, h, carry, P: tl.constexpr, reverse: tl.constexpr):
     """State before every line of a tile, and after the last, from the state before the first."""
     whole, end = final(a, P, reverse), final(h, P, reverse)
     m, start = before(whole, end, reverse)
-    start += m * carry[None, :]
+    start = tl.fma(m, carry[None, :], start)
     is_last = (tl.arange(0, P) == (0 if reverse else P - 1))[:, None]
-    return start, tl.sum(tl.where(is_last, whole * start + end, 0.0), 0)
+    return start, tl.sum(tl.where(is_last, tl.fma(whole, start, end), 0.0), 0)
 
 
-@triton.jit(do_not_specialize=["length", "channels"])
+@triton.jit
 def _chunk_ends(
     dy,
     dlast,
@@ -75,8 +75,8 @@ def _chunk_ends(
     sums,
     ends,
     pushed,
-    length,
-    channels,
+    last_token,
+    last_channel,
     per_group,
     HAS_BIAS: tl.constexpr,
     SOFTPLUS: tl.constexpr,
@@ -85,7 +85,12 @@ def _chunk_ends(
     P: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Σ Δ (B, C, D) and end state (B, N, C, D) of every chunk; with ADJOINT also what it pushes to the one before."""
+    """Σ Δ (B, C, D) and end state (B, N, C, D) of every chunk; with ADJOINT also what it pushes to the one before.
+
+    Bytes: u, Δ and B in, ``2s + N s / E``, with ADJOINT dy and C as well, ``3s + 2 N s / E``; the results are
+    ``4 (1 + N) / P²`` and less than twice that. Moved once; B and C for every block of channels, from the caches.
+    """
+    length, channels = last_token + 1, last_channel + 1
     block, chunk, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     chunks = tl.num_programs(1)
     channel = block * BLOCK + tl.arange(0, BLOCK)
@@ -120,7 +125,7 @@ def _chunk_ends(
             tl.store(pushed + offset, end, mask=known)
 
 
-@triton.jit(do_not_specialize=["length", "channels"])
+@triton.jit
 def _chunk_outputs(
     u,
     delta,
@@ -132,8 +137,8 @@ def _chunk_outputs(
     starts,
     y,
     last,
-    length,
-    channels,
+    last_token,
+    last_channel,
     per_group,
     HAS_SKIP: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -143,7 +148,12 @@ def _chunk_outputs(
     P: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """y (B, D, L) and the last state (B, D, N)."""
+    """y (B, D, L) and the last state (B, D, N).
+
+    Bytes: u, Δ, B, C and starts in, ``2s + 2 N s / E + 4 N / P²``, y out, ``s``. Moved once; B and C for every block of
+    channels, from the caches.
+    """
+    length, channels = last_token + 1, last_channel + 1
     block, chunk, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     chunks = tl.num_programs(1)
     channel = block * BLOCK + tl.arange(0, BLOCK)
@@ -168,7 +178,7 @@ def _chunk_outputs(
             offset = ((sequence * N + n) * chunks + chunk) * channels + channel
             carry = tl.load(starts + offset, mask=known, other=0.0)
         start, end = _edges(a, h, carry, P, False)
-        out += c[:, :, None] * (h + a * start[None, :, :])
+        out = tl.fma(c[:, :, None], tl.fma(a, start[None, :, :], h), out)
         tl.store(
             last + (sequence * channels + channel) * N + n,
             end,
@@ -177,7 +187,7 @@ def _chunk_outputs(
     tl.store(y + place, out.to(y.dtype.element_ty), mask=exists)
 
 
-@triton.jit(do_not_specialize=["length", "channels"])
+@triton.jit
 def _chunk_gradients(
     dy,
     dlast,
@@ -197,8 +207,8 @@ def _chunk_gradients(
     dC,
     dskip,
     dbias,
-    length,
-    channels,
+    last_token,
+    last_channel,
     per_group,
     HAS_SKIP: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -208,7 +218,13 @@ def _chunk_gradients(
     P: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """All gradients of one chunk for one block of channels; those of B and C as sums over the block."""
+    """All gradients of one chunk for one block of channels; those of B and C as sums over the block.
+
+    Bytes: u, Δ, dy, B, C, starts and pushed in, ``3s + 2 N s / E + 8 N / P²``; du and dΔ out, ``2s``, dB and dC of the
+    block, ``8 N / BLOCK``, and the parameters' shares, ``(4 N + 8) / P²``. Moved once; B and C for every block of
+    channels, from the caches.
+    """
+    length, channels = last_token + 1, last_channel + 1
     block, chunk, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     blocks, chunks = tl.num_programs(0), tl.num_programs(1)
     program = sequence * chunks + chunk
@@ -229,8 +245,6 @@ def _chunk_gradients(
         c = tl.load(c_ + row, mask=time < length, other=0.0).to(tl.float32)
         decay = tl.exp2(step * (rate * LOG2E)[None, None, :])
         drive, pull = weighted * b[:, :, None], v * c[:, :, None]
-        a, h, m, previous = around(decay, drive, False)
-        q, p, o, after = around(decay, decay * pull, True)
         at_end = channel < tl.where(chunk == chunks - 1, channels, 0)
         push = tl.load(dlast + (sequence * channels + channel) * N + n, mask=at_end, other=0.0).to(tl.float32)
         carry = tl.zeros([BLOCK], tl.float32)
@@ -238,22 +252,25 @@ def _chunk_gradients(
             offset = ((sequence * N + n) * chunks + chunk) * channels + channel
             carry = tl.load(starts + offset, mask=known, other=0.0)
             push += tl.load(pushed + offset, mask=known, other=0.0)
-        start, _end = _edges(a, h, carry, P, False)
-        end, _first = _edges(q, p, push, P, True)
-        carried = decay * (previous + m * start[None, :, :])
-        adjoint = pull + after + o * end[None, :, :]
         row = ((sequence * blocks + block) * N + n) * length + time
+        a, h = through(decay, drive, False)
+        start, _end = _edges(a, h, carry, P, False)
+        carried = decay * states(decay, drive, start, P, False)
         tl.store(dC + row, tl.sum(v * (carried + drive), 2), mask=time < length)
+        tl.debug_barrier()  # the states before the adjoints: registers are scarce
+        a, h = through(decay, decay * pull, True)
+        end, _first = _edges(a, h, push, P, True)
+        adjoint = pull + states(decay, decay * pull, end, P, True)
         tl.store(dB + row, tl.sum(adjoint * weighted, 2), mask=time < length)
-        dweighted += adjoint * b[:, :, None]
+        dweighted = tl.fma(adjoint, b[:, :, None], dweighted)
         through_decay = adjoint * carried
-        dstep += through_decay * rate[None, None, :]
+        dstep = tl.fma(through_decay, rate[None, None, :], dstep)
         dA_n = tl.sum(tl.sum(through_decay * step, 0), 0)
         tl.store(dA + (program * channels + channel) * N + n, dA_n, mask=known)
     dx = dweighted * step
     if HAS_SKIP:
-        dx += v * tl.load(skip + channel, mask=known, other=0.0).to(tl.float32)[None, None, :]
-    dstep += dweighted * x
+        dx = tl.fma(v, tl.load(skip + channel, mask=known, other=0.0).to(tl.float32)[None, None, :], dx)
+    dstep = tl.fma(dweighted, x, dstep)
     if SOFTPLUS:
         dstep *= sigmoid(z)
     dstep = tl.where(exists, dstep, 0.0)
@@ -263,12 +280,11 @@ def _chunk_gradients(
     tl.store(dbias + program * channels + channel, tl.sum(tl.sum(dstep, 0), 0), mask=known)
 
 
-def _block(per_group: int) -> int:
+def _block(most: int, per_group: int) -> int:
     """Channels of a block: all of one group."""
-    block = TILE[1]
-    while per_group % block:
-        block //= 2
-    return block
+    while per_group % most:
+        most //= 2
+    return most
 
 
 def _chunk_states(
@@ -281,12 +297,13 @@ def _chunk_states(
     C: Tensor,
     delta_bias: Tensor | None,
     delta_softplus: bool,
+    tile: tuple[int, int, int],
 ) -> tuple[Tensor, Tensor]:
     """State before every chunk, (B, N, C, D), and what its end is pushed (given dy); unset for a single chunk."""
     batch, channels, length = u.shape
-    side, states, per_group = TILE[0], A.shape[1], channels // B.shape[1]
-    chunks, block = triton.cdiv(length, side * side), _block(per_group)
-    starts = u.new_empty((batch, states, chunks, channels), dtype=torch.float32)
+    (side, most, warps), state_size, per_group = tile, A.shape[1], channels // B.shape[1]
+    chunks, block = triton.cdiv(length, side * side), _block(most, per_group)
+    starts = u.new_empty((batch, state_size, chunks, channels), dtype=torch.float32)
     pushed = starts if dy is None else torch.empty_like(starts)
     if chunks == 1:
         return starts, pushed
@@ -296,21 +313,20 @@ def _chunk_states(
         (channels // block, chunks, batch),
         (
             *(u if dy is None else dy, starts if dlast is None else dlast, u, delta, A, B, C),
-            *(A if delta_bias is None else delta_bias, sums, starts, pushed, length, channels, per_group),
+            *(A if delta_bias is None else delta_bias, sums, starts, pushed, length - 1, channels - 1, per_group),
         ),
-        TILE[2],
+        warps,
         HAS_BIAS=delta_bias is not None,
         SOFTPLUS=delta_softplus,
         ADJOINT=dy is not None,
-        N=states,
+        N=state_size,
         P=side,
         BLOCK=block,
     )
-    triton_ss2d.chain(starts, sums, A, 1, chunks * side, PER_LINE=False, COLUMNS=0, BACKWARD=0, K=1, N=states, P=side)
+    route = {"PER_LINE": False, "COLUMNS": 0, "K": 1, "N": state_size, "P": side}  # one row of chunks
+    triton_ss2d.chain(starts, sums, A, 1, chunks * side, BACKWARD=0, **route)
     if dy is not None:
-        triton_ss2d.chain(
-            pushed, sums, A, 1, chunks * side, PER_LINE=False, COLUMNS=0, BACKWARD=1, K=1, N=states, P=side
-        )
+        triton_ss2d.chain(pushed, sums, A, 1, chunks * side, BACKWARD=1, **route)
     return starts, pushed
 
 
@@ -326,34 +342,28 @@ def selective_scan(
 ) -> tuple[Tensor, Tensor]:
     """See `vmamba.ops.selective_scan`; B and C are ``(B, G, N, L)`` here. Not for float64."""
     u, delta, A, B, C = (t.contiguous() for t in (u, delta, A, B, C))
-    batch, channels, length = u.shape
-    per_group, chunks = channels // B.shape[1], triton.cdiv(length, TILE[0] * TILE[0])
-    starts, _ = _chunk_states(None, None, u, delta, A, B, C, delta_bias, delta_softplus)
+    skip, bias = (None if t is None else t.contiguous() for t in (D, delta_bias))
+    (side, most, warps), (batch, channels, length) = FORWARD_TILE, u.shape
+    chunks, per_group = triton.cdiv(length, side * side), channels // B.shape[1]
+    block = _block(most, per_group)
+    starts, _ = _chunk_states(None, None, u, delta, A, B, C, bias, delta_softplus, FORWARD_TILE)
     y = torch.empty_like(u)
     last = u.new_empty((batch, channels, A.shape[1]), dtype=torch.float32)
     launch(
         _chunk_outputs,
-        (channels // _block(per_group), chunks, batch),
+        (channels // block, chunks, batch),
         (
-            *(
-                u,
-                delta,
-                A,
-                B,
-                C,
-                A if D is None else D.contiguous(),
-                A if delta_bias is None else delta_bias.contiguous(),
-            ),
-            *(starts, y, last, length, channels, per_group),
+            *(u, delta, A, B, C, A if skip is None else skip, A if bias is None else bias),
+            *(starts, y, last, length - 1, channels - 1, per_group),
         ),
-        TILE[2],
-        HAS_SKIP=D is not None,
-        HAS_BIAS=delta_bias is not None,
+        warps,
+        HAS_SKIP=skip is not None,
+        HAS_BIAS=bias is not None,
         SOFTPLUS=delta_softplus,
         SINGLE=chunks == 1,
         N=A.shape[1],
-        P=TILE[0],
-        BLOCK=_block(per_group),
+        P=side,
+        BLOCK=block,
     )
     return y, last
 
@@ -372,33 +382,34 @@ def selective_scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients for (u, delta, A, B, C, D, delta_bias), the first two of their own dtypes. Not for float64."""
     dy, dlast, u, delta, A, B, C = (t.contiguous() for t in (dy, dlast, u, delta, A, B, C))
-    batch, channels, length = u.shape
-    groups, states = B.shape[1:3]
-    block, chunks = _block(channels // groups), triton.cdiv(length, TILE[0] * TILE[0])
-    starts, pushed = _chunk_states(dy, dlast, u, delta, A, B, C, delta_bias, delta_softplus)
+    skip, bias = (None if t is None else t.contiguous() for t in (D, delta_bias))
+    (side, most, warps), (batch, channels, length) = BACKWARD_TILE, u.shape
+    groups, state_size = B.shape[1:3]
+    block, chunks = _block(most, channels // groups), triton.cdiv(length, side * side)
+    starts, pushed = _chunk_states(dy, dlast, u, delta, A, B, C, bias, delta_softplus, BACKWARD_TILE)
 
     def partial(*shape: int) -> Tensor:
         return u.new_empty(shape, dtype=torch.float32)
 
     du, ddelta = torch.empty_like(u), torch.empty_like(delta)
-    dA, dskip, dbias = (partial(batch * chunks, channels, *rest) for rest in ((states,), (), ()))
-    dB, dC = (partial(batch, channels // block, states, length) for _ in range(2))
+    dA, dskip, dbias = (partial(batch * chunks, channels, *rest) for rest in ((state_size,), (), ()))
+    dB, dC = (partial(batch, channels // block, state_size, length) for _ in range(2))
     launch(
         _chunk_gradients,
         (channels // block, chunks, batch),
         (
             *(dy, dlast, u, delta, A, B, C),
-            *(A if D is None else D.contiguous(), A if delta_bias is None else delta_bias.contiguous()),
+            *(A if skip is None else skip, A if bias is None else bias),
             *(starts, pushed, du, ddelta, dA, dB, dC, dskip, dbias),
-            *(length, channels, channels // groups),
+            *(length - 1, channels - 1, channels // groups),
         ),
-        TILE[2],
-        HAS_SKIP=D is not None,
-        HAS_BIAS=delta_bias is not None,
+        warps,
+        HAS_SKIP=skip is not None,
+        HAS_BIAS=bias is not None,
         SOFTPLUS=delta_softplus,
         SINGLE=chunks == 1,
-        N=states,
-        P=TILE[0],
+        N=state_size,
+        P=side,
         BLOCK=block,
     )
     dB, dC = (t.unflatten(1, (groups, -1)).sum(2) for t in (dB, dC))

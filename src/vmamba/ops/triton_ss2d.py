@@ -35,6 +35,7 @@ from vmamba.ops.triton_tiles import (
     before,
     final,
     flat_tokens,
+    in_tile,
     launch,
     line_starts,
     patch_tokens,
@@ -49,7 +50,7 @@ from vmamba.ops.triton_tiles import (
 CHAIN = (16, 16)
 
 
-@triton.jit(do_not_specialize=["channels"])
+@triton.jit
 def _segment_ends(
     dy,
     x,
@@ -62,7 +63,7 @@ def _segment_ends(
     pushed,
     height,
     width,
-    channels,
+    last_channel,
     segments,
     COLUMNS: tl.constexpr,
     BACKWARD: tl.constexpr,
@@ -78,7 +79,12 @@ def _segment_ends(
 
     With ADJOINT also what the segment, visited in the opposite direction, pushes to the one before: see
     `triton_ss2d_backward`.
+
+    Bytes: x and r, b of dbc in, ``s + K (R + N) s / D``, Σ Δ and ends out, ``4 K (1 + N) / P``; with ADJOINT dy and c
+    as well in, ``2s + K (R + 2N) s / D``, and the pushed out, ``4 K (1 + 2N) / P``. Moved once: the second orientation
+    finds x and dy, the other blocks of channels find dbc, in the caches.
     """
+    channels = last_channel + 1
     channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     patch, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
     exists = channel < channels
@@ -89,7 +95,7 @@ def _segment_ends(
         if (COLUMNS if columns else ((1 << K) - 1) & ~COLUMNS) != 0:
             token, valid, segment, line_exists = patch_tokens(patch, height, width, columns, P)
             inside = valid[:, :, None] & exists[None, None, :]
-            place = token[:, :, None] * channels + channel[None, None, :]
+            place = in_tile(token, channel, channels, BLOCK)
             u = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
             if ADJOINT:
                 v = tl.load(dy + place, mask=inside, other=0.0).to(tl.float32)
@@ -116,14 +122,14 @@ def _segment_ends(
                             tl.store(pushed + offset + place, final(h, P, ((BACKWARD >> k) & 1) == 0), mask=kept)
 
 
-@triton.jit(do_not_specialize=["channels"])
+@triton.jit
 def _segment_starts(
     sums,
     ends,
     A,
     height,
     width,
-    channels,
+    last_channel,
     segments,
     COLUMNS: tl.constexpr,
     BACKWARD: tl.constexpr,
@@ -135,7 +141,12 @@ def _segment_starts(
     LINES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """End states in, start states out, in place: the scan over the segments of each route."""
+    """End states in, start states out, in place: the scan over the segments of each route.
+
+    Bytes: Σ Δ and ends in, ``4 K (1 + N) / P``, starts out, ``4 K N / P``, each moved once; Σ Δ once more for each
+    further state, from the caches.
+    """
+    channels = last_channel + 1
     channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     k, image, n = tl.program_id(1) // N, tl.program_id(2).to(tl.int64), tl.program_id(1) % N
     exists = channel < channels
@@ -150,7 +161,7 @@ def _segment_starts(
     carry = tl.zeros([BLOCK], tl.float32)
     for first in range(0, count, STEPS * LINES):
         time = first + line * STEPS + step
-        place = tl.where(backward, count - 1 - time, time)[:, :, None] * channels + channel[None, None, :]
+        place = in_tile(tl.where(backward, count - 1 - time, time), channel, channels, BLOCK)
         inside = (time < count)[:, :, None] & exists[None, None, :]
         a = tl.exp2(tl.load(sums + place, mask=inside, other=0.0) * rate[None, None, :])
         d = tl.load(ends + place, mask=inside, other=0.0)
@@ -160,13 +171,12 @@ def _segment_starts(
         whole_a, whole_d = through(a, d, False)
         line_a, line_d = final(whole_a, STEPS, False), final(whole_d, STEPS, False)
         m, start = before(line_a, line_d, False)
-        start += m * carry[None, :]
-        carry = tl.sum(tl.where(is_last_line, line_a * start + line_d, 0.0), 0)
-        m, h = before(a, d, False)
-        tl.store(ends + place, h + m * start[None, :, :], mask=inside)
+        start = tl.fma(m, carry[None, :], start)
+        carry = tl.sum(tl.where(is_last_line, tl.fma(line_a, start, line_d), 0.0), 0)
+        tl.store(ends + place, states(a, d, start, STEPS, False), mask=inside)
 
 
-@triton.jit(do_not_specialize=["channels"])
+@triton.jit
 def _outputs(
     x,
     dbc,
@@ -178,7 +188,7 @@ def _outputs(
     y,
     height,
     width,
-    channels,
+    last_channel,
     segments,
     COLUMNS: tl.constexpr,
     BACKWARD: tl.constexpr,
@@ -191,7 +201,12 @@ def _outputs(
     BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The sum over the routes, of one patch; with SINGLE the patch is the whole image."""
+    """The sum over the routes, of one patch; with SINGLE the patch is the whole image.
+
+    Bytes: x, dbc and starts in, ``s + K (R + 2N) s / D + 4 K N / P`` (no starts with SINGLE), y out, ``s``. Moved once:
+    the second orientation finds x, the other blocks of channels find dbc, in the caches.
+    """
+    channels = last_channel + 1
     channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     patch, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
     exists = channel < channels
@@ -203,7 +218,7 @@ def _outputs(
         if (COLUMNS if columns else ((1 << K) - 1) & ~COLUMNS) != 0:
             token, valid, segment, line_exists = patch_tokens(patch, height, width, columns, P)
             inside = valid[:, :, None] & exists[None, None, :]
-            place = token[:, :, None] * channels + channel[None, None, :]
+            place = in_tile(token, channel, channels, BLOCK)
             u = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
             if columns:
                 out = tl.permute(out, (1, 0, 2))
@@ -230,9 +245,10 @@ def _outputs(
                             )
                         elif not PER_LINE:
                             start = line_starts(decay, drive, P, ((BACKWARD >> k) & 1) == 1)
-                        h = drive + decay * states(decay, drive, start, P, ((BACKWARD >> k) & 1) == 1)
-                        out += c[:, :, None] * h
-                    out += u * tl.load(skip + k * channels + channel, mask=exists, other=0.0).to(tl.float32)
+                        h = tl.fma(decay, states(decay, drive, start, P, ((BACKWARD >> k) & 1) == 1), drive)
+                        out = tl.fma(c[:, :, None], h, out)
+                    passed = tl.load(skip + k * channels + channel, mask=exists, other=0.0).to(tl.float32)
+                    out = tl.fma(u, passed[None, None, :], out)
     tl.store(y + place, out.to(y.dtype.element_ty), mask=inside)
 
 
@@ -261,8 +277,8 @@ def chain(ends: Tensor, sums: Tensor, A: Tensor, height: int, width: int, **cons
     launch(
         _segment_starts,
         (triton.cdiv(channels, 16), constants["K"] * constants["N"], sums.shape[0]),
-        (sums, ends, A, height, width, channels, segments),
-        4,
+        (sums, ends, A, height, width, channels - 1, segments),
+        8,
         STEPS=CHAIN[0],
         LINES=CHAIN[1],
         BLOCK=16,
@@ -303,7 +319,7 @@ def segment_states(
             pushed,
             height,
             width,
-            channels,
+            channels - 1,
             segments,
         ),
         warps,
@@ -333,7 +349,7 @@ def ss2d_scan(x: Tensor, dbc: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, d
     launch(
         _outputs,
         (triton.cdiv(channels, chosen["BLOCK"]), patches, batch),
-        (x, dbc, dt_weight, A, D, dt_bias, starts, y, height, width, channels, segments),
+        (x, dbc, dt_weight, A, D, dt_bias, starts, y, height, width, channels - 1, segments),
         warps,
         PER_LINE=routes(pattern)[0].per_line,
         SINGLE=patches == 1,

@@ -36,6 +36,7 @@ from vmamba.ops.triton_tiles import (
     LOG2E,
     RANKS,
     flat_tokens,
+    in_tile,
     launch,
     line_starts,
     load_rank,
@@ -61,7 +62,7 @@ def _add(pointer, value, mask, times):
     tl.store(pointer, value + tl.load(pointer, mask=later, other=0.0), mask=mask)
 
 
-@triton.jit(do_not_specialize=["batch", "channels", "patches", "blocks", "pitch"])
+@triton.jit(do_not_specialize=["batch", "patches", "blocks"])
 def _gradients(
     dy,
     x,
@@ -82,11 +83,11 @@ def _gradients(
     batch,
     height,
     width,
-    channels,
+    last_channel,
     segments,
     patches,
     blocks,
-    pitch,
+    last_cell,
     COLUMNS: tl.constexpr,
     BACKWARD: tl.constexpr,
     PER_LINE: tl.constexpr,
@@ -103,9 +104,15 @@ def _gradients(
 
     Every route reads the tile in its own order, from the caches after the first time, so that all of them run forward
     and share one loop: unrolled, values of several routes would be in registers at once, more than there are. The sum
-    over the routes is kept in `scratch`, in rows of `pitch` entries: not known to the compiler, or it would choose wide
-    accesses, and exchange the tile between threads for them.
+    over the routes is kept in `scratch`, in rows of `last_cell` + 1 entries: no constant, or the compiler would choose
+    wide accesses, and exchange the tile between threads for them.
+
+    Bytes: x, dy, dbc, starts and pushed in, ``2s + K (R + 2N) s / D + 8 K N / P`` (the last not with SINGLE); dx and
+    ddbc out, ``s + 4 K (R + 2N) S / D`` for S ranges, and the parameters' shares, ``4 K (R + N + 1) / T`` for T tokens
+    of a program. Moved once, as far as the caches hold what a program returns to: the tile and `scratch` for every
+    route, ddbc of the patch for every block of channels, the shares for every patch.
     """
+    channels, pitch = last_channel + 1, last_cell + 1
     part, program = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     scratch += (program * tl.num_programs(0) + part) * (P * P * BLOCK)
     first_block = tl.program_id(0) * blocks
@@ -129,7 +136,7 @@ def _gradients(
         h, w = top + line + columns * (step - line), left + step + columns * (line - step)
         token, valid = h * width + w, (h < height) & (w < width)
         inside = valid[:, :, None] & exists[None, None, :]
-        place = token[:, :, None] * channels + channel[None, None, :]
+        place = in_tile(token, channel, channels, BLOCK)
         flat, known = flat_tokens(patch, height, width, columns, backward, P)
         z = project(flat, known, here, weight, bias, channel, channels, k, K, N, R, P, BLOCK, PRECISION)
         u = tl.load(x + tokens * channels + place, mask=inside, other=0.0).to(tl.float32)
@@ -166,18 +173,18 @@ def _gradients(
             tl.debug_barrier()  # the states before the adjoints: registers are scarce
             adjoint = pull + states(decay, decay * pull, end, P, True)
             _add(dhere + row, tl.sum(adjoint * weighted, 2), valid, block)
-            dweighted += adjoint * b[:, :, None]
+            dweighted = tl.fma(adjoint, b[:, :, None], dweighted)
             through_decay = adjoint * carried
-            ddelta += through_decay * rate[None, None, :]
+            ddelta = tl.fma(through_decay, rate[None, None, :], ddelta)
             total = tl.sum(tl.sum(through_decay * delta, 0), 0)
             _add(dA + program * channels * (K * N) + parameter, total, exists, turn)
-        du = dweighted * delta
-        du += v * tl.load(skip + k * channels + channel, mask=exists, other=0.0).to(tl.float32)
-        cell = ((h - top) * P + (w - left))[:, :, None] * pitch + tl.arange(0, BLOCK)[None, None, :]
+        passed = tl.load(skip + k * channels + channel, mask=exists, other=0.0).to(tl.float32)
+        du = tl.fma(v, passed[None, None, :], dweighted * delta)
+        cell = in_tile((h - top) * P + (w - left), tl.arange(0, BLOCK), pitch, BLOCK)
         du += tl.load(scratch + cell, mask=inside & (k > 0), other=0.0)
         tl.store(scratch + cell, du, mask=inside & (k < K - 1))
         tl.store(dx + tokens * channels + place, du.to(dx.dtype.element_ty), mask=inside & (k == K - 1))
-        dz = (ddelta + dweighted * u) * slope
+        dz = tl.fma(dweighted, u, ddelta) * slope
         parameter = (program * K + k) * channels + channel
         _add(dbias + parameter, tl.sum(tl.sum(dz, 0), 0), exists, turn)
         dz = tl.reshape(dz, (P * P, BLOCK))
@@ -232,7 +239,7 @@ def ss2d_scan_backward(
         (
             *(dy, x, dbc, dt_weight, A, D, dt_bias, starts, pushed),
             *(dx, ddbc, dweight, dA, dskip, dbias, scratch),
-            *(batch, height, width, channels, segments, patches, per_part, block),
+            *(batch, height, width, channels - 1, segments, patches, per_part, block - 1),
         ),
         warps,
         PER_LINE=routes(pattern)[0].per_line,

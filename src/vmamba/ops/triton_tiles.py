@@ -1,9 +1,12 @@
 """What the GPU kernels share: softplus, affine maps and their scans, the patches of an image, launching.
 
 A *tile* is ``[P steps, P lines, BLOCK channels]`` of float32: P × P tokens, each line of them consecutive on a route.
-With one thread for every line and channel, and loads of one channel per lane, Triton keeps the steps of a line within a
-thread, so a scan along them needs no exchange between threads. (The loads are that narrow because the kernels are not
-told what divides the number of channels: with wider ones the steps would be spread over the warps.)
+There is one thread for every line and channel, and the steps of a line stay within a thread, so that a scan along them
+needs no exchange between threads. Triton does that for loads of one channel per lane whose lines follow on each other.
+So the kernels do not say what divides the number of channels: they are given the last one, which no caller, not even
+TorchInductor, knows anything about. And `in_tile` says which axis comes next.
+
+Multiply-adds are written as `tl.fma`: newer versions of Triton do not fuse them unasked.
 
 A token's step is the affine map ``h → a h + d`` of the state. Maps compose associatively, which is all that a scan over
 steps, over the lines of a tile, or over the tiles of an image needs.
@@ -11,6 +14,7 @@ steps, over the lines of a tile, or over the tiles of an image needs.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,14 +39,14 @@ RANKS = tl.constexpr(16)
 def softplus(z):
     """log(1 + exp(z)), relative error below 5e-7: one exponential and a polynomial, which has no cancellation."""
     u = tl.exp2(-tl.abs(z) * LOG2E)
-    p = -0.008539196103811264 * u + 0.04408959671854973
-    p = p * u - 0.10768167674541473
-    p = p * u + 0.17745240032672882
-    p = p * u - 0.24495463073253632
-    p = p * u + 0.33275479078292847
-    p = p * u - 0.4999740421772003
-    p = p * u + 0.9999998211860657  # log(1 + u) / u on [0, 1], minimax
-    return tl.maximum(z, 0.0) + u * p
+    p = tl.fma(u, -0.008539196103811264, 0.04408959671854973)
+    p = tl.fma(u, p, -0.10768167674541473)
+    p = tl.fma(u, p, 0.17745240032672882)
+    p = tl.fma(u, p, -0.24495463073253632)
+    p = tl.fma(u, p, 0.33275479078292847)
+    p = tl.fma(u, p, -0.4999740421772003)
+    p = tl.fma(u, p, 0.9999998211860657)  # log(1 + u) / u on [0, 1], minimax
+    return tl.fma(u, p, tl.maximum(z, 0.0))
 
 
 @triton.jit
@@ -54,13 +58,13 @@ def sigmoid(z):
 
 @triton.jit
 def _then(a1, d1, a2, d2):
-    return a2 * a1, a2 * d1 + d2
+    return a2 * a1, tl.fma(a2, d1, d2)
 
 
 @triton.jit
 def _then_keeping(a1, d1, m1, x1, a2, d2, m2, x2):
     """Also the map up to, not including, the last step; ``m = 1, x = 0`` for a single step."""
-    return a2 * a1, a2 * d1 + d2, m2 * a1, m2 * d1 + x2
+    return a2 * a1, tl.fma(a2, d1, d2), m2 * a1, tl.fma(m2, d1, x2)
 
 
 @triton.jit
@@ -70,16 +74,10 @@ def through(a, d, reverse: tl.constexpr):
 
 
 @triton.jit
-def around(a, d, reverse: tl.constexpr):
-    """Composed maps up to and including each position of axis 0, and up to, not including it."""
-    one, zero = tl.zeros_like(a) + 1.0, tl.zeros_like(a)
-    return tl.associative_scan((a, d, one, zero), 0, _then_keeping, reverse=reverse)
-
-
-@triton.jit
 def before(a, d, reverse: tl.constexpr):
-    """Composed maps up to, not including, each position of axis 0."""
-    _, _, m, x = around(a, d, reverse)
+    """Composed maps from the start of axis 0 (the end, in reverse) up to, not including, each position."""
+    one, zero = tl.zeros_like(a) + 1.0, tl.zeros_like(a)
+    _, _, m, x = tl.associative_scan((a, d, one, zero), 0, _then_keeping, reverse=reverse)
     return m, x
 
 
@@ -92,7 +90,7 @@ def states(a, d, start, P: tl.constexpr, reverse: tl.constexpr):
     first = (tl.arange(0, P) == (P - 1 if reverse else 0))[:, None, None]
     start = tl.where(first, start[None, :, :], 0.0)
     _, _, _, x = tl.associative_scan(
-        (a, d + a * start, tl.zeros_like(a) + 1.0, start), 0, _then_keeping, reverse=reverse
+        (a, tl.fma(a, start, d), tl.zeros_like(a) + 1.0, start), 0, _then_keeping, reverse=reverse
     )
     return x
 
@@ -130,6 +128,17 @@ def patch_tokens(patch, height, width, COLUMNS: tl.constexpr, P: tl.constexpr):
         h, w = top + line, left + step
         segment, exists = (top + lines) * across + patch % across, top + lines < height
     return h * width + w, (h < height) & (w < width), segment, exists
+
+
+@triton.jit
+def in_tile(token, channel, channels, BLOCK: tl.constexpr):
+    """Where the channels of the tokens [P, P] of a tile lie in memory of rows of `channels` entries.
+
+    Lines are said to come in contiguous pairs, which they do not. Nothing is read or written by that, a lane holds one
+    channel; but Triton spreads the axes over the threads in the order of their contiguity, and breaks the tie between
+    steps and lines as its version has it (3.6 spreads the steps, 3.9 the lines).
+    """
+    return tl.max_contiguous(token[:, :, None] * channels + channel[None, None, :], (1, 2, BLOCK))
 
 
 @triton.jit
@@ -207,15 +216,23 @@ def project(
 
 
 def launch(kernel: Any, grid: tuple[int, ...], operands: Sequence[Any], warps: int, **constants: Any) -> None:
-    """Run a kernel, or record it where the operands are being traced."""
+    """Run a kernel, or record it where the operands are being traced. The warps are of 32 threads."""
     kind = type(next(t for t in operands if isinstance(t, Tensor)))
     if INTERPRETED:
         if not issubclass(kind, FakeTensor):
             kernel[grid](*operands, **constants)
-    elif issubclass(kind, (FakeTensor, FunctionalTensor)):
-        wrap_triton(kernel)[grid](*operands, **constants, num_warps=warps)
-    else:  # multiply-adds are wanted; newer versions of Triton do not fuse them unasked
-        kernel[grid](*operands, **constants, num_warps=warps, enable_fp_fusion=True)
+        return
+    options = {"num_warps": max(1, warps * 32 // _lanes())}
+    if issubclass(kind, (FakeTensor, FunctionalTensor)):
+        wrap_triton(kernel)[grid](*operands, **constants, **options)
+    else:  # the default of fusing changes between versions, about which Triton 3.9 warns
+        kernel[grid](*operands, **constants, **options, enable_fp_fusion=True)
+
+
+@functools.cache
+def _lanes() -> int:
+    """Threads of a warp."""
+    return torch.cuda.get_device_properties().warp_size if torch.version.hip else 32
 
 
 def product_precision(dtype: torch.dtype) -> str:
