@@ -99,6 +99,17 @@ def test_extreme_steps_stay_finite_and_right(step: float) -> None:
         assert relative_error(got, expected) < 1e-5  # Δ of exp(-50): rounding z changes it by 50 · 2^-24
 
 
+def test_long_steps_leave_short_ones_their_bits() -> None:
+    """The state is forgotten at every fifth token, where Δ is 10⁴ times as long; nothing else may change."""
+    operands = ss2d_operands(1, 5, 6, 4, 1, 2, "cross", torch.float32)
+    x, dbc, weight = operands[:3]
+    weight.fill_(0.5)
+    x.flatten(1, 2)[:, 2::5] = 0
+    dbc.flatten(1, 2)[:, 2::5, :, :2] = 1e4
+    for expected, got in zip(*truth_and_result(operands, "cross"), strict=True):
+        assert relative_error(got, expected) < TOLERANCE[torch.float32]
+
+
 def test_non_contiguous_operands() -> None:
     operands = ss2d_operands(2, 3, 4, 4, 1, 3, "cross", torch.float32)
     check([t.transpose(0, -1).contiguous().transpose(0, -1) for t in operands])

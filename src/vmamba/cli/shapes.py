@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def add_to(commands: Commands) -> None:
     parser = commands.add_parser("shapes", help="write pictures of shapes, to try detection and segmentation with")
     parser.add_argument("folder", type=Path, help="gets coco/ and ade20k/, in these data sets' formats")
-    parser.add_argument("--train", type=positive, default=600, metavar="N", help="training pictures (default 600)")
+    parser.add_argument("--train", type=positive, default=1200, metavar="N", help="training pictures (default 1200)")
     parser.add_argument("--val", type=positive, default=100, metavar="N", help="validation pictures (default 100)")
     parser.add_argument("--side", type=positive, default=128, metavar="PIXELS", help="typical side (default 128)")
     parser.add_argument("--seed", type=int, default=0)

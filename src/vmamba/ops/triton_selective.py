@@ -23,8 +23,8 @@ from vmamba.ops.triton_tiles import (
     before,
     final,
     launch,
-    sigmoid,
     softplus,
+    softplus_slope,
     states,
     through,
 )
@@ -43,13 +43,13 @@ def _chunk(chunk, length, channel, channels, P: tl.constexpr):
 
 @triton.jit
 def _step_size(delta, bias, place, exists, channel, channels, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr):
-    """Δ before and after softplus; zero, which leaves the state alone, for tokens that do not exist."""
+    """Δ; zero, which leaves the state alone, for tokens that do not exist."""
     z = tl.load(delta + place, mask=exists, other=0.0).to(tl.float32)
     if HAS_BIAS:
         z += tl.load(bias + channel, mask=channel < channels, other=0.0).to(tl.float32)[None, None, :]
     if SOFTPLUS:
-        return z, tl.where(exists, softplus(z), 0.0)
-    return z, tl.where(exists, z, 0.0)
+        z = softplus(z)
+    return tl.where(exists, z, 0.0)
 
 
 @triton.jit
@@ -99,9 +99,7 @@ def _chunk_ends(
     dy += sequence * channels * length
     group = sequence * (channels // per_group) + block * BLOCK // per_group
     time, place, exists = _chunk(chunk, length, channel, channels, P)
-    _z, step = _step_size(
-        delta + sequence * channels * length, bias, place, exists, channel, channels, HAS_BIAS, SOFTPLUS
-    )
+    step = _step_size(delta + sequence * channels * length, bias, place, exists, channel, channels, HAS_BIAS, SOFTPLUS)
     weighted = step * tl.load(u + place, mask=exists, other=0.0).to(tl.float32)
     zero = tl.zeros([BLOCK], tl.float32)
     tl.store(sums + (sequence * chunks + chunk) * channels + channel, tl.sum(tl.sum(step, 0), 0), mask=known)
@@ -161,7 +159,7 @@ def _chunk_outputs(
     group = sequence * (channels // per_group) + block * BLOCK // per_group
     time, place, exists = _chunk(chunk, length, channel, channels, P)
     place += sequence * channels * length
-    _z, step = _step_size(delta, bias, place, exists, channel, channels, HAS_BIAS, SOFTPLUS)
+    step = _step_size(delta, bias, place, exists, channel, channels, HAS_BIAS, SOFTPLUS)
     x = tl.load(u + place, mask=exists, other=0.0).to(tl.float32)
     weighted = step * x
     out = tl.zeros([P, P, BLOCK], tl.float32)
@@ -233,7 +231,7 @@ def _chunk_gradients(
     group = sequence * (channels // per_group) + block * BLOCK // per_group
     time, place, exists = _chunk(chunk, length, channel, channels, P)
     place += sequence * channels * length
-    z, step = _step_size(delta, bias, place, exists, channel, channels, HAS_BIAS, SOFTPLUS)
+    step = _step_size(delta, bias, place, exists, channel, channels, HAS_BIAS, SOFTPLUS)
     x = tl.load(u + place, mask=exists, other=0.0).to(tl.float32)
     v = tl.load(dy + place, mask=exists, other=0.0).to(tl.float32)
     weighted = step * x
@@ -272,7 +270,7 @@ def _chunk_gradients(
         dx = tl.fma(v, tl.load(skip + channel, mask=known, other=0.0).to(tl.float32)[None, None, :], dx)
     dstep = tl.fma(dweighted, x, dstep)
     if SOFTPLUS:
-        dstep *= sigmoid(z)
+        dstep *= softplus_slope(step)
     dstep = tl.where(exists, dstep, 0.0)
     tl.store(du + place, dx.to(du.dtype.element_ty), mask=exists)
     tl.store(ddelta + place, dstep.to(ddelta.dtype.element_ty), mask=exists)

@@ -51,6 +51,16 @@ CHAIN = (16, 16)
 
 
 @triton.jit
+def _state(
+    A, dbc, token, channel, channels, segments, image, exists, k, n, K: tl.constexpr, N: tl.constexpr, R: tl.constexpr
+):
+    """Of state n on route k: rate of decay (base 2), where b of the tokens lies (c is N behind), and its segments."""
+    rate = tl.load(A + (k * channels + channel) * N + n, mask=exists, other=0.0).to(tl.float32) * LOG2E
+    row = dbc + token * (K * (R + 2 * N)) + (k * (R + 2 * N) + R + n)
+    return rate[None, None, :], row, ((image * K + k) * N + n) * segments * channels
+
+
+@triton.jit
 def _segment_ends(
     dy,
     x,
@@ -109,15 +119,19 @@ def _segment_ends(
                     tl.store(sums + (image * K + k) * segments * channels + place, tl.sum(delta, 0), mask=kept)
                     weighted = delta * u
                     for n in range(N):
-                        rate = tl.load(A + (k * channels + channel) * N + n, mask=exists, other=0.0).to(tl.float32)
-                        row = dbc + token * (K * (R + 2 * N)) + (k * (R + 2 * N) + R + n)
+                        rate, row, offset = _state(
+                            A, dbc, token, channel, channels, segments, image, exists, k, n, K, N, R
+                        )
                         b = tl.load(row, mask=valid, other=0.0).to(tl.float32)
-                        decay = tl.exp2(delta * (rate * LOG2E)[None, None, :])
-                        offset = ((image * K + k) * N + n) * segments * channels
-                        _a, h = through(decay, weighted * b[:, :, None], ((BACKWARD >> k) & 1) == 1)
+                        _a, h = through(tl.exp2(delta * rate), weighted * b[:, :, None], ((BACKWARD >> k) & 1) == 1)
                         tl.store(ends + offset + place, final(h, P, ((BACKWARD >> k) & 1) == 1), mask=kept)
-                        if ADJOINT:
+                    if ADJOINT:  # in a loop of its own: registers are scarce
+                        for n in range(N):
+                            rate, row, offset = _state(
+                                A, dbc, token, channel, channels, segments, image, exists, k, n, K, N, R
+                            )
                             c = tl.load(row + N, mask=valid, other=0.0).to(tl.float32)
+                            decay = tl.exp2(delta * rate)
                             _a, h = through(decay, decay * v * c[:, :, None], ((BACKWARD >> k) & 1) == 0)
                             tl.store(pushed + offset + place, final(h, P, ((BACKWARD >> k) & 1) == 0), mask=kept)
 
@@ -229,15 +243,15 @@ def _outputs(
                     delta = tl.where(valid[:, :, None], softplus(z), 0.0)
                     weighted = delta * u
                     for n in range(N):
-                        rate = tl.load(A + (k * channels + channel) * N + n, mask=exists, other=0.0).to(tl.float32)
-                        row = dbc + token * (K * (R + 2 * N)) + (k * (R + 2 * N) + R + n)
+                        rate, row, offset = _state(
+                            A, dbc, token, channel, channels, segments, image, exists, k, n, K, N, R
+                        )
                         b = tl.load(row, mask=valid, other=0.0).to(tl.float32)
                         c = tl.load(row + N, mask=valid, other=0.0).to(tl.float32)
-                        decay = tl.exp2(delta * (rate * LOG2E)[None, None, :])
+                        decay = tl.exp2(delta * rate)
                         drive = weighted * b[:, :, None]
                         start = tl.zeros([P, BLOCK], tl.float32)
                         if not SINGLE:
-                            offset = ((image * K + k) * N + n) * segments * channels
                             start = tl.load(
                                 starts + offset + segment[:, None] * channels + channel[None, :],
                                 mask=line_exists[:, None] & exists[None, :],

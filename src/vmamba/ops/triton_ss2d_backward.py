@@ -43,8 +43,8 @@ from vmamba.ops.triton_tiles import (
     load_weight,
     product_precision,
     project,
-    sigmoid,
     softplus,
+    softplus_slope,
     states,
 )
 
@@ -145,7 +145,6 @@ def _gradients(
             total = tl.sum(tl.sum(u * v, 0), 0)
             _add(dskip + program * channels + channel, total, exists, turn)
         delta = tl.where(valid[:, :, None], softplus(z), 0.0)
-        slope = tl.where(valid[:, :, None], sigmoid(z), 0.0)
         weighted = delta * u
         dweighted, ddelta = tl.zeros_like(delta), tl.zeros_like(delta)
         for n in range(N):
@@ -184,7 +183,7 @@ def _gradients(
         du += tl.load(scratch + cell, mask=inside & (k > 0), other=0.0)
         tl.store(scratch + cell, du, mask=inside & (k < K - 1))
         tl.store(dx + tokens * channels + place, du.to(dx.dtype.element_ty), mask=inside & (k == K - 1))
-        dz = tl.fma(dweighted, u, ddelta) * slope
+        dz = tl.fma(dweighted, u, ddelta) * softplus_slope(delta)
         parameter = (program * K + k) * channels + channel
         _add(dbias + parameter, tl.sum(tl.sum(dz, 0), 0), exists, turn)
         dz = tl.reshape(dz, (P * P, BLOCK))

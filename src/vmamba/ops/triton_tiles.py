@@ -50,8 +50,18 @@ def softplus(z):
 
 
 @triton.jit
+def softplus_slope(y):
+    """The derivative of softplus at the point where it is y, ``1 - exp(-y)``, without cancellation."""
+    p = tl.fma(y, -0.2, 1.0)
+    p = tl.fma(y * -0.25, p, 1.0)
+    p = tl.fma(y * -0.3333333333333333, p, 1.0)
+    p = tl.fma(y * -0.5, p, 1.0)
+    return tl.where(y < 0.125, y * p, 1.0 - tl.exp2(-y * LOG2E))
+
+
+@triton.jit
 def sigmoid(z):
-    """The derivative of softplus, without cancellation."""
+    """1 / (1 + exp(-z)), without cancellation."""
     u = tl.exp2(-tl.abs(z) * LOG2E)
     return tl.where(z >= 0, 1.0, u) / (1.0 + u)
 
