@@ -231,7 +231,8 @@ def report(rows: list[dict[str, Any]], head: dict[str, str]) -> str:
     lines += [f"- {key}: {value}" for key, value in head.items()]
     spilling = [row for row in rows if row["spilled"]]
     verdict = "Nothing spills." if not spilling else f"{len(spilling)} of {len(rows)} spill registers."
-    lines += ["", f"Registers per thread · spilled bytes per thread · shared memory in bytes. {verdict}", ""]
+    lines += ["", f"Registers per thread · spilled bytes per thread · shared memory in bytes. {verdict}"]
+    lines += ["On gfx942 some scalars go to vector registers, not to memory: `scalars_spilled` in the CSV.", ""]
     columns = ["kernel", "storage", "N", *TARGETS, "launched for"]
     lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     grouped: dict[tuple[Any, ...], dict[str, str]] = {}
