@@ -30,7 +30,7 @@ TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
 def triton_answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Patches and blocks small enough for images of a few tokens to need several."""
     if triton_tiles.INTERPRETED:
-        monkeypatch.setattr(triton_ss2d, "tile", lambda height, width: ({"P": 4, "BLOCK": 4}, 1))
+        monkeypatch.setattr(triton_ss2d, "tile", lambda *sizes: ({"P": 4, "BLOCK": 4}, 1))
         monkeypatch.setattr(triton_ss2d, "CHAIN", (2, 2))
         monkeypatch.setattr(triton_ss2d_backward, "TILE", (4, 4, 1))
         monkeypatch.setattr(triton_selective, "FORWARD_TILE", (4, 4, 1))

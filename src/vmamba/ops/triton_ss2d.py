@@ -32,6 +32,7 @@ from torch import Tensor
 from vmamba.ops.routes import routes
 from vmamba.ops.triton_tiles import (
     LOG2E,
+    RANKS,
     before,
     final,
     flat_tokens,
@@ -279,9 +280,12 @@ def constants(x: Tensor, dbc: Tensor, dt_weight: Tensor, A: Tensor, pattern: str
     }
 
 
-def tile(height: int, width: int) -> tuple[dict[str, int], int]:
-    """Side of a patch and channels of a block, and warps: one thread for every line and channel."""
-    side = 8 if max(height, width) <= 8 else 16
+def tile(height: int, width: int, rank: int) -> tuple[dict[str, int], int]:
+    """Side of a patch and channels of a block, and warps: one thread for every line and channel.
+
+    Beside a large rank (in the last stage, where channels are many and tokens few) larger patches spill.
+    """
+    side = 8 if max(height, width) <= 8 or rank > 2 * RANKS.value else 16
     return {"P": side, "BLOCK": 16}, side // 2
 
 
@@ -353,7 +357,7 @@ def ss2d_scan(x: Tensor, dbc: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, d
     """See `vmamba.ops.ss2d_scan`; not for float64."""
     x, dbc, dt_weight, A, D, dt_bias = (t.contiguous() for t in (x, dbc, dt_weight, A, D, dt_bias))
     batch, height, width, channels = x.shape
-    sizes, warps = tile(height, width)
+    sizes, warps = tile(height, width, dt_weight.shape[2])
     chosen = constants(x, dbc, dt_weight, A, pattern) | sizes
     patches = triton.cdiv(height, chosen["P"]) * triton.cdiv(width, chosen["P"])
     y = torch.empty_like(x)
