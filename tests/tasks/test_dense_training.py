@@ -40,7 +40,7 @@ def run(*arguments: object) -> int:
 
 
 def train(task: str, shapes: Path, output: Path, *more: object, settings: tuple[str, ...] = ()) -> int:
-    chosen = [*SMALL[task], "max_size=128", "workers=0", "warmup_epochs=0", "batch_size=4", "lr=2e-3", "log_every=1"]
+    chosen = [*SMALL[task], "max_size=128", "workers=0", "warmup_epochs=0", "batch_size=4", "log_every=1"]
     data = shapes / FORMAT[task]
     return run(
         "train", "--recipe", f"shapes/{task}", "--data", data, "--output", output, "--set", *chosen, *settings, *more
