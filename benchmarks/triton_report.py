@@ -34,7 +34,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from vmamba.model.zoo import VARIANTS
-from vmamba.ops import triton_depthwise, triton_selective, triton_ss2d, triton_ss2d_backward, triton_tiles
+from vmamba.ops import (
+    triton_depthwise,
+    triton_selective,
+    triton_selective_backward,
+    triton_ss2d,
+    triton_ss2d_backward,
+    triton_tiles,
+)
 from vmamba.progress import progress_bar
 
 TARGETS = {
@@ -43,7 +50,7 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
-MODULES = (triton_ss2d, triton_ss2d_backward, triton_selective, triton_depthwise)
+MODULES = (triton_ss2d, triton_ss2d_backward, triton_selective, triton_selective_backward, triton_depthwise)
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -76,7 +83,7 @@ def sequence(length: int, states: int, dtype: torch.dtype) -> None:
     u, A, D = empty(8, 1536, length, dtype=dtype), empty(1536, states), empty(1536)
     B = empty(8, 1, states, length, dtype=dtype)
     triton_selective.selective_scan(u, u, A, B, B, D, D, True)
-    triton_selective.selective_scan_backward(u, empty(8, 1536, states), u, u, A, B, B, D, D, True)
+    triton_selective_backward.selective_scan_backward(u, empty(8, 1536, states), u, u, A, B, B, D, D, True)
 
 
 #: What ships: label → part of it → the calls. The names of the storage types are Triton's.

@@ -17,7 +17,13 @@ triton = pytest.importorskip("triton")
 
 from interpreter import scan_whole_slices  # noqa: E402
 from vmamba.ops import triton as kernels  # noqa: E402
-from vmamba.ops import triton_selective, triton_ss2d, triton_ss2d_backward, triton_tiles  # noqa: E402
+from vmamba.ops import (  # noqa: E402
+    triton_selective,
+    triton_selective_backward,
+    triton_ss2d,
+    triton_ss2d_backward,
+    triton_tiles,
+)
 
 DEVICE = "cpu" if triton_tiles.INTERPRETED else "cuda"
 # One patch, a row of patches, several both ways, with a remainder.
@@ -33,8 +39,8 @@ def triton_answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(triton_ss2d, "tile", lambda *sizes: ({"P": 4, "BLOCK": 4}, 1))
         monkeypatch.setattr(triton_ss2d, "CHAIN", (2, 2))
         monkeypatch.setattr(triton_ss2d_backward, "TILE", (4, 4, 1))
-        monkeypatch.setattr(triton_selective, "FORWARD_TILE", (4, 4, 1))
-        monkeypatch.setattr(triton_selective, "BACKWARD_TILE", (2, 4, 1))
+        monkeypatch.setattr(triton_selective, "TILE", (4, 4, 1))
+        monkeypatch.setattr(triton_selective_backward, "TILE", (2, 4, 1))
         scan_whole_slices(monkeypatch)
     with use_backend("triton"):
         yield

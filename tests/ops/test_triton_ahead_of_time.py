@@ -37,9 +37,9 @@ def test_the_kernels_fit_into_registers(case: str, part: str, kernels: int) -> N
 
 TOO_LARGE = """
 import triton_report as report
-from vmamba.ops import triton_selective
+from vmamba.ops import triton_selective_backward
 
-triton_selective.BACKWARD_TILE = (16, 16, 2)
+triton_selective_backward.TILE = (16, 16, 2)
 launches = report.different_launches(["selective_scan, fp32"])
 launch = next(launch for launch in launches if launch.kernel == "_chunk_gradients")
 for target in ("sm_90", "gfx942"):

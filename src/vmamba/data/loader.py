@@ -89,7 +89,7 @@ class IndexedLoader(Generic[Batch]):
             batch_sampler=self._position,
             collate_fn=_Collate(collate),
             num_workers=workers,
-            worker_init_fn=ignore_warnings,
+            worker_init_fn=leave_signals_to_training,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
         )
@@ -138,7 +138,7 @@ def report_skipped(
             yield batch
 
 
-def ignore_warnings(_: int) -> None:
+def leave_signals_to_training(_: int) -> None:
     """In a loader process: leave it to the training process to act when a job is told to stop.
 
     SIGTERM to the process group does not reach a group of its own. Sent to the loader process itself it still ends it,

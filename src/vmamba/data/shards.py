@@ -21,7 +21,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from vmamba.data.images import ImageError, read_image
-from vmamba.data.loader import ignore_warnings, report_skipped
+from vmamba.data.loader import leave_signals_to_training, report_skipped
 from vmamba.data.randomness import seeded
 
 Batch = TypeVar("Batch")
@@ -147,7 +147,7 @@ class ShardLoader(Generic[Batch]):
         """
         self._stream.epoch, self._stream.start = epoch, start
         loader: DataLoader[tuple[Batch | None, list[str]]] = DataLoader(
-            self._stream, batch_size=None, num_workers=self._workers, worker_init_fn=ignore_warnings
+            self._stream, batch_size=None, num_workers=self._workers, worker_init_fn=leave_signals_to_training
         )
         yield from report_skipped(loader, self.skipped, self.strict)
 

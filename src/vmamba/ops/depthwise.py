@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from vmamba.ops.backend import is_decomposed, select
-from vmamba.ops.see_through import show_kernels
+from vmamba.ops.see_through import define
 
 
 @torch.fx.wrap
@@ -58,17 +58,11 @@ def _run_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) ->
     return dx, dweight.to(weight.dtype).contiguous(), dbias.to(weight.dtype).contiguous()
 
 
-_operator = torch.library.custom_op(
-    "vmamba::depthwise_silu", _run, mutates_args=(), schema="(Tensor x, Tensor weight, Tensor? bias) -> Tensor"
+_OPERANDS = "Tensor x, Tensor weight, Tensor? bias"
+_operator = define("depthwise_silu", f"({_OPERANDS}) -> Tensor", _run)
+_backward_operator = define(
+    "depthwise_silu_backward", f"(Tensor dy, {_OPERANDS}) -> (Tensor, Tensor, Tensor)", _run_backward
 )
-_backward_operator = torch.library.custom_op(
-    "vmamba::depthwise_silu_backward",
-    _run_backward,
-    mutates_args=(),
-    schema="(Tensor dy, Tensor x, Tensor weight, Tensor? bias) -> (Tensor, Tensor, Tensor)",
-)
-show_kernels(_operator, _run)
-show_kernels(_backward_operator, _run_backward)
 
 
 @_operator.register_fake

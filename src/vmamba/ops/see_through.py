@@ -1,4 +1,4 @@
-"""Letting `torch.compile` see the Triton kernels of an operator that has other implementations as well."""
+"""Operators with several implementations, one of them in Triton, whose kernels `torch.compile` sees."""
 
 from __future__ import annotations
 
@@ -10,22 +10,29 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 from torch.export._trace import custom_triton_ops_decomposition_disabled as is_exporting
+from torch.library import CustomOpDef
 
 from vmamba.ops.backend import select
 
 _TRACED = (Tensor, FakeTensor, FunctionalTensor)
 
 
-def show_kernels(operator: Any, run: Callable[..., Any]) -> None:
-    """Put what `run` launches into compiled graphs, in the place of the operator.
+def define(name: str, schema: str, run: Callable[..., Any]) -> CustomOpDef:
+    """An operator ``vmamba::name`` of PyTorch that changes none of its operands.
 
-    Only on devices where the Triton backend answers, and not in exported programs, which pick their implementation
-    where they run. This is how ``torch.library.triton_op`` works, which is for operators that are nothing but Triton.
+    Compiled graphs hold what `run` launches, in the place of the operator, on devices where the Triton backend answers;
+    not exported programs, which pick their implementation where they run. This is how ``torch.library.triton_op``
+    works, which is for operators that are nothing but Triton.
 
     Args:
-        operator: What ``torch.library.custom_op`` returned.
-        run: Its implementation.
+        name: Within ``torch.ops.vmamba``.
+        schema: Operands and results.
+        run: The implementation.
+
+    Returns:
+        What ``torch.library.custom_op`` returns, to register its shapes and gradient.
     """
+    operator = torch.library.custom_op(f"vmamba::{name}", run, mutates_args=(), schema=schema)
 
     def trace(mode: Any, op: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors = [t for t in args if isinstance(t, Tensor)]
@@ -39,3 +46,4 @@ def show_kernels(operator: Any, run: Callable[..., Any]) -> None:
         return mode.__torch_dispatch__(op, types, args, kwargs)
 
     operator.register_torch_dispatch(FunctionalTensorMode, trace)
+    return operator

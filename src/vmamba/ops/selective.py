@@ -13,7 +13,7 @@ from vmamba.ops import chunked
 from vmamba.ops.backend import is_decomposed, select
 from vmamba.ops.checks import check_operands
 from vmamba.ops.reference import accumulation_dtype
-from vmamba.ops.see_through import show_kernels
+from vmamba.ops.see_through import define
 
 _OPERANDS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias, bool delta_softplus"
 
@@ -109,17 +109,11 @@ def _like_inputs(grads: tuple[Tensor, ...], u: Tensor, *operands: Any) -> tuple[
     )
 
 
-_selective_scan = torch.library.custom_op(
-    "vmamba::selective_scan", _run, mutates_args=(), schema=f"({_OPERANDS}) -> (Tensor, Tensor)"
+_GRADIENTS = "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor"
+_selective_scan = define("selective_scan", f"({_OPERANDS}) -> (Tensor, Tensor)", _run)
+_selective_scan_backward = define(
+    "selective_scan_backward", f"(Tensor dy, Tensor dlast, {_OPERANDS}) -> ({_GRADIENTS})", _run_backward
 )
-_selective_scan_backward = torch.library.custom_op(
-    "vmamba::selective_scan_backward",
-    _run_backward,
-    mutates_args=(),
-    schema=f"(Tensor dy, Tensor dlast, {_OPERANDS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-show_kernels(_selective_scan, _run)
-show_kernels(_selective_scan_backward, _run_backward)
 
 
 @_selective_scan.register_fake

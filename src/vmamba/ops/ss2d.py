@@ -12,7 +12,7 @@ from vmamba.ops import chunked
 from vmamba.ops.backend import is_decomposed, select
 from vmamba.ops.checks import check_operands
 from vmamba.ops.routes import routes
-from vmamba.ops.see_through import show_kernels
+from vmamba.ops.see_through import define
 from vmamba.ops.selective import scan_flops
 
 _OPERANDS = "Tensor x, Tensor dbc, Tensor dt_weight, Tensor A, Tensor D, Tensor dt_bias, str pattern"
@@ -87,15 +87,9 @@ def _run_backward(dy: Tensor, *operands: Any) -> tuple[Tensor, ...]:
     return tuple(g.to(t.dtype).contiguous() for g, t in zip(grads, operands[:6], strict=True))
 
 
-_ss2d_scan = torch.library.custom_op("vmamba::ss2d_scan", _run, mutates_args=(), schema=f"({_OPERANDS}) -> Tensor")
-_ss2d_scan_backward = torch.library.custom_op(
-    "vmamba::ss2d_scan_backward",
-    _run_backward,
-    mutates_args=(),
-    schema=f"(Tensor dy, {_OPERANDS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-show_kernels(_ss2d_scan, _run)
-show_kernels(_ss2d_scan_backward, _run_backward)
+_GRADIENTS = "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor"
+_ss2d_scan = define("ss2d_scan", f"({_OPERANDS}) -> Tensor", _run)
+_ss2d_scan_backward = define("ss2d_scan_backward", f"(Tensor dy, {_OPERANDS}) -> ({_GRADIENTS})", _run_backward)
 
 
 @_ss2d_scan.register_fake

@@ -1,8 +1,8 @@
 """The scans in Triton, for GPUs of NVIDIA, AMD and Intel. Compiled when first used; nothing is built at install.
 
-The kernels are in `triton_ss2d`, `triton_ss2d_backward` and `triton_selective`. They keep state, Δ and sums in float32
-for float32, bfloat16 and float16 storage; float64 is left to `chunked`. The backward pass recomputes the states, and
-adds partial sums in a fixed order instead of using atomics: the same inputs give the same gradients, bit for bit.
+The kernels are in `triton_ss2d`, `triton_selective` and their `_backward`. They keep state, Δ and sums in float32 for
+float32, bfloat16 and float16 storage; float64 is left to `chunked`. The backward pass recomputes the states, and adds
+partial sums in a fixed order instead of using atomics: the same inputs give the same gradients, bit for bit.
 
 Under ``TRITON_INTERPRET=1`` the same kernels run, slowly, on CPU tensors. That is how they are tested without a GPU.
 """
@@ -13,7 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-from vmamba.ops import chunked, triton_selective, triton_ss2d, triton_ss2d_backward
+from vmamba.ops import chunked, triton_selective, triton_selective_backward, triton_ss2d, triton_ss2d_backward
 from vmamba.ops.triton_tiles import INTERPRETED
 
 
@@ -79,5 +79,5 @@ def selective_scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients for (u, delta, A, B, C, D, delta_bias); those of u and delta in their own dtypes."""
     fits = _runs(u, delta, B, C)
-    scan_backward = triton_selective.selective_scan_backward if fits else chunked.selective_scan_backward
+    scan_backward = triton_selective_backward.selective_scan_backward if fits else chunked.selective_scan_backward
     return scan_backward(dy, dlast, u, delta, A, B, C, D, delta_bias, delta_softplus)

@@ -1,13 +1,12 @@
-"""`selective_scan` in Triton, forward and backward.
+"""`selective_scan` in Triton: forward.
 
 A sequence is cut into chunks of P × P tokens, each a tile of P lines of P steps. `_chunk_ends` computes Σ Δ and the end
-state of every chunk, the scan over the chunks is that over the segments of an image, and `_chunk_outputs` and
-`_chunk_gradients` start from its result. A sequence of one chunk needs only these two.
+state of every chunk, the scan over the chunks is that over the segments of an image, and `_chunk_outputs` starts from
+its result. A sequence of one chunk needs only that.
 
 Bytes per token and channel with s-byte storage and B and C in groups of E channels: at least ``3s + 2 N s / E``
-forward (u, Δ, B, C in, y out) and ``5s + 4 N s / E`` backward; moved with several chunks are ``5s + 3 N s / E``
-forward, because u, Δ and B are read twice, and ``8s + 4 N s / E + 16 N / BLOCK`` backward. Nothing here has been timed
-on a GPU.
+(u, Δ, B, C in, y out); moved with several chunks are ``5s + 3 N s / E``, because u, Δ and B are read twice. Nothing
+here has been timed on a GPU.
 """
 
 from __future__ import annotations
@@ -24,17 +23,15 @@ from vmamba.ops.triton_tiles import (
     final,
     launch,
     softplus,
-    softplus_slope,
-    states,
     through,
 )
 
-#: Side of a tile, channels of a block at most, and warps, forward and backward, where larger tiles spill.
-FORWARD_TILE, BACKWARD_TILE = (16, 16, 8), (8, 16, 4)
+#: Side of a tile, channels of a block at most, and warps: one thread for every line and channel.
+TILE = (16, 16, 8)
 
 
 @triton.jit
-def _chunk(chunk, length, channel, channels, P: tl.constexpr):
+def chunk_tokens(chunk, length, channel, channels, P: tl.constexpr):
     """Time [P steps, P lines], offsets in (D, L), and which of them exist."""
     time = chunk * (P * P) + tl.arange(0, P)[None, :] * P + tl.arange(0, P)[:, None]
     exists = (time < length)[:, :, None] & (channel < channels)[None, None, :]
@@ -42,7 +39,7 @@ def _chunk(chunk, length, channel, channels, P: tl.constexpr):
 
 
 @triton.jit
-def _step_size(delta, bias, place, exists, channel, channels, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr):
+def step_size(delta, bias, place, exists, channel, channels, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr):
     """Δ; zero, which leaves the state alone, for tokens that do not exist."""
     z = tl.load(delta + place, mask=exists, other=0.0).to(tl.float32)
     if HAS_BIAS:
@@ -53,7 +50,7 @@ def _step_size(delta, bias, place, exists, channel, channels, HAS_BIAS: tl.const
 
 
 @triton.jit
-def _edges(a, h, carry, P: tl.constexpr, reverse: tl.constexpr):
+def edges(a, h, carry, P: tl.constexpr, reverse: tl.constexpr):
     """State before every line of a tile, and after the last, from the state before the first."""
     whole, end = final(a, P, reverse), final(h, P, reverse)
     m, start = before(whole, end, reverse)
@@ -98,8 +95,8 @@ def _chunk_ends(
     u += sequence * channels * length
     dy += sequence * channels * length
     group = sequence * (channels // per_group) + block * BLOCK // per_group
-    time, place, exists = _chunk(chunk, length, channel, channels, P)
-    step = _step_size(delta + sequence * channels * length, bias, place, exists, channel, channels, HAS_BIAS, SOFTPLUS)
+    time, place, exists = chunk_tokens(chunk, length, channel, channels, P)
+    step = step_size(delta + sequence * channels * length, bias, place, exists, channel, channels, HAS_BIAS, SOFTPLUS)
     weighted = step * tl.load(u + place, mask=exists, other=0.0).to(tl.float32)
     zero = tl.zeros([BLOCK], tl.float32)
     tl.store(sums + (sequence * chunks + chunk) * channels + channel, tl.sum(tl.sum(step, 0), 0), mask=known)
@@ -112,14 +109,14 @@ def _chunk_ends(
         decay = tl.exp2(step * (rate * LOG2E)[None, None, :])
         a, h = through(decay, weighted * b[:, :, None], False)
         offset = ((sequence * N + n) * chunks + chunk) * channels + channel
-        _start, end = _edges(a, h, zero, P, False)
+        _start, end = edges(a, h, zero, P, False)
         tl.store(ends + offset, end, mask=known)
         if ADJOINT:
             c = tl.load(c_ + row, mask=time < length, other=0.0).to(tl.float32)
             a, h = through(decay, decay * v * c[:, :, None], True)
             inside = channel < tl.where(chunk == chunks - 1, channels, 0)
             carry = tl.load(dlast + (sequence * channels + channel) * N + n, mask=inside, other=0.0).to(tl.float32)
-            _start, end = _edges(a, h, carry, P, True)
+            _start, end = edges(a, h, carry, P, True)
             tl.store(pushed + offset, end, mask=known)
 
 
@@ -157,9 +154,9 @@ def _chunk_outputs(
     channel = block * BLOCK + tl.arange(0, BLOCK)
     known = channel < channels
     group = sequence * (channels // per_group) + block * BLOCK // per_group
-    time, place, exists = _chunk(chunk, length, channel, channels, P)
+    time, place, exists = chunk_tokens(chunk, length, channel, channels, P)
     place += sequence * channels * length
-    step = _step_size(delta, bias, place, exists, channel, channels, HAS_BIAS, SOFTPLUS)
+    step = step_size(delta, bias, place, exists, channel, channels, HAS_BIAS, SOFTPLUS)
     x = tl.load(u + place, mask=exists, other=0.0).to(tl.float32)
     weighted = step * x
     out = tl.zeros([P, P, BLOCK], tl.float32)
@@ -175,7 +172,7 @@ def _chunk_outputs(
         if not SINGLE:
             offset = ((sequence * N + n) * chunks + chunk) * channels + channel
             carry = tl.load(starts + offset, mask=known, other=0.0)
-        start, end = _edges(a, h, carry, P, False)
+        start, end = edges(a, h, carry, P, False)
         out = tl.fma(c[:, :, None], tl.fma(a, start[None, :, :], h), out)
         tl.store(
             last + (sequence * channels + channel) * N + n,
@@ -185,107 +182,14 @@ def _chunk_outputs(
     tl.store(y + place, out.to(y.dtype.element_ty), mask=exists)
 
 
-@triton.jit
-def _chunk_gradients(
-    dy,
-    dlast,
-    u,
-    delta,
-    A,
-    b_,
-    c_,
-    skip,
-    bias,
-    starts,
-    pushed,
-    du,
-    ddelta,
-    dA,
-    dB,
-    dC,
-    dskip,
-    dbias,
-    last_token,
-    last_channel,
-    per_group,
-    HAS_SKIP: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
-    SINGLE: tl.constexpr,
-    N: tl.constexpr,
-    P: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """All gradients of one chunk for one block of channels; those of B and C as sums over the block.
-
-    Bytes: u, Δ, dy, B, C, starts and pushed in, ``3s + 2 N s / E + 8 N / P²``; du and dΔ out, ``2s``, dB and dC of the
-    block, ``8 N / BLOCK``, and the parameters' shares, ``(4 N + 8) / P²``. Moved once; B and C for every block of
-    channels, from the caches.
-    """
-    length, channels = last_token + 1, last_channel + 1
-    block, chunk, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    blocks, chunks = tl.num_programs(0), tl.num_programs(1)
-    program = sequence * chunks + chunk
-    channel = block * BLOCK + tl.arange(0, BLOCK)
-    known = channel < channels
-    group = sequence * (channels // per_group) + block * BLOCK // per_group
-    time, place, exists = _chunk(chunk, length, channel, channels, P)
-    place += sequence * channels * length
-    step = _step_size(delta, bias, place, exists, channel, channels, HAS_BIAS, SOFTPLUS)
-    x = tl.load(u + place, mask=exists, other=0.0).to(tl.float32)
-    v = tl.load(dy + place, mask=exists, other=0.0).to(tl.float32)
-    weighted = step * x
-    dweighted, dstep = tl.zeros_like(step), tl.zeros_like(step)
-    for n in range(N):
-        rate = tl.load(A + channel * N + n, mask=known, other=0.0).to(tl.float32)
-        row = (group * N + n) * length + time
-        b = tl.load(b_ + row, mask=time < length, other=0.0).to(tl.float32)
-        c = tl.load(c_ + row, mask=time < length, other=0.0).to(tl.float32)
-        decay = tl.exp2(step * (rate * LOG2E)[None, None, :])
-        drive, pull = weighted * b[:, :, None], v * c[:, :, None]
-        at_end = channel < tl.where(chunk == chunks - 1, channels, 0)
-        push = tl.load(dlast + (sequence * channels + channel) * N + n, mask=at_end, other=0.0).to(tl.float32)
-        carry = tl.zeros([BLOCK], tl.float32)
-        if not SINGLE:
-            offset = ((sequence * N + n) * chunks + chunk) * channels + channel
-            carry = tl.load(starts + offset, mask=known, other=0.0)
-            push += tl.load(pushed + offset, mask=known, other=0.0)
-        row = ((sequence * blocks + block) * N + n) * length + time
-        a, h = through(decay, drive, False)
-        start, _end = _edges(a, h, carry, P, False)
-        carried = decay * states(decay, drive, start, P, False)
-        tl.store(dC + row, tl.sum(v * (carried + drive), 2), mask=time < length)
-        tl.debug_barrier()  # the states before the adjoints: registers are scarce
-        a, h = through(decay, decay * pull, True)
-        end, _first = _edges(a, h, push, P, True)
-        adjoint = pull + states(decay, decay * pull, end, P, True)
-        tl.store(dB + row, tl.sum(adjoint * weighted, 2), mask=time < length)
-        dweighted = tl.fma(adjoint, b[:, :, None], dweighted)
-        through_decay = adjoint * carried
-        dstep = tl.fma(through_decay, rate[None, None, :], dstep)
-        dA_n = tl.sum(tl.sum(through_decay * step, 0), 0)
-        tl.store(dA + (program * channels + channel) * N + n, dA_n, mask=known)
-    dx = dweighted * step
-    if HAS_SKIP:
-        dx = tl.fma(v, tl.load(skip + channel, mask=known, other=0.0).to(tl.float32)[None, None, :], dx)
-    dstep = tl.fma(dweighted, x, dstep)
-    if SOFTPLUS:
-        dstep *= softplus_slope(step)
-    dstep = tl.where(exists, dstep, 0.0)
-    tl.store(du + place, dx.to(du.dtype.element_ty), mask=exists)
-    tl.store(ddelta + place, dstep.to(ddelta.dtype.element_ty), mask=exists)
-    tl.store(dskip + program * channels + channel, tl.sum(tl.sum(v * x, 0), 0), mask=known)
-    tl.store(dbias + program * channels + channel, tl.sum(tl.sum(dstep, 0), 0), mask=known)
-
-
-def _block(most: int, per_group: int) -> int:
+def block_of(most: int, per_group: int) -> int:
     """Channels of a block: all of one group."""
     while per_group % most:
         most //= 2
     return most
 
 
-def _chunk_states(
+def chunk_states(
     dy: Tensor | None,
     dlast: Tensor | None,
     u: Tensor,
@@ -300,7 +204,7 @@ def _chunk_states(
     """State before every chunk, (B, N, C, D), and what its end is pushed (given dy); unset for a single chunk."""
     batch, channels, length = u.shape
     (side, most, warps), state_size, per_group = tile, A.shape[1], channels // B.shape[1]
-    chunks, block = triton.cdiv(length, side * side), _block(most, per_group)
+    chunks, block = triton.cdiv(length, side * side), block_of(most, per_group)
     starts = u.new_empty((batch, state_size, chunks, channels), dtype=torch.float32)
     pushed = starts if dy is None else torch.empty_like(starts)
     if chunks == 1:
@@ -341,10 +245,10 @@ def selective_scan(
     """See `vmamba.ops.selective_scan`; B and C are ``(B, G, N, L)`` here. Not for float64."""
     u, delta, A, B, C = (t.contiguous() for t in (u, delta, A, B, C))
     skip, bias = (None if t is None else t.contiguous() for t in (D, delta_bias))
-    (side, most, warps), (batch, channels, length) = FORWARD_TILE, u.shape
+    (side, most, warps), (batch, channels, length) = TILE, u.shape
     chunks, per_group = triton.cdiv(length, side * side), channels // B.shape[1]
-    block = _block(most, per_group)
-    starts, _ = _chunk_states(None, None, u, delta, A, B, C, bias, delta_softplus, FORWARD_TILE)
+    block = block_of(most, per_group)
+    starts, _ = chunk_states(None, None, u, delta, A, B, C, bias, delta_softplus, TILE)
     y = torch.empty_like(u)
     last = u.new_empty((batch, channels, A.shape[1]), dtype=torch.float32)
     launch(
@@ -364,51 +268,3 @@ def selective_scan(
         BLOCK=block,
     )
     return y, last
-
-
-def selective_scan_backward(
-    dy: Tensor,
-    dlast: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients for (u, delta, A, B, C, D, delta_bias), the first two of their own dtypes. Not for float64."""
-    dy, dlast, u, delta, A, B, C = (t.contiguous() for t in (dy, dlast, u, delta, A, B, C))
-    skip, bias = (None if t is None else t.contiguous() for t in (D, delta_bias))
-    (side, most, warps), (batch, channels, length) = BACKWARD_TILE, u.shape
-    groups, state_size = B.shape[1:3]
-    block, chunks = _block(most, channels // groups), triton.cdiv(length, side * side)
-    starts, pushed = _chunk_states(dy, dlast, u, delta, A, B, C, bias, delta_softplus, BACKWARD_TILE)
-
-    def partial(*shape: int) -> Tensor:
-        return u.new_empty(shape, dtype=torch.float32)
-
-    du, ddelta = torch.empty_like(u), torch.empty_like(delta)
-    dA, dskip, dbias = (partial(batch * chunks, channels, *rest) for rest in ((state_size,), (), ()))
-    dB, dC = (partial(batch, channels // block, state_size, length) for _ in range(2))
-    launch(
-        _chunk_gradients,
-        (channels // block, chunks, batch),
-        (
-            *(dy, dlast, u, delta, A, B, C),
-            *(A if skip is None else skip, A if bias is None else bias),
-            *(starts, pushed, du, ddelta, dA, dB, dC, dskip, dbias),
-            *(length - 1, channels - 1, channels // groups),
-        ),
-        warps,
-        HAS_SKIP=skip is not None,
-        HAS_BIAS=bias is not None,
-        SOFTPLUS=delta_softplus,
-        SINGLE=chunks == 1,
-        N=state_size,
-        P=side,
-        BLOCK=block,
-    )
-    dB, dC = (t.unflatten(1, (groups, -1)).sum(2) for t in (dB, dC))
-    return du, ddelta, dA.sum(0), dB, dC, dskip.sum(0), dbias.sum(0)

@@ -4,8 +4,8 @@ The image is cut into square patches of P × P tokens. Every line of a patch is 
 a segment of a column route, so one program that holds a patch for BLOCK channels serves all routes: it reads the patch
 once per orientation, and writes the sum over the routes once.
 
-- An image of one patch (up to 16 × 16 tokens: stages 3 and 4 at 224²) is one kernel, `_outputs`, in which the states go
-  from line to line.
+- An image of one patch (up to 16 × 16 tokens, 8 × 8 where the rank is large: stages 3 and 4 at 224²) is one kernel,
+  `_outputs`, in which the states go from line to line.
 - A larger one takes three: `_segment_ends` computes Σ Δ and the end state, from a zero start, of every segment;
   `_segment_starts` composes them along each route into start states; `_outputs` scans every segment from there.
 
