@@ -90,12 +90,15 @@ def sequence(length: int, states: int, dtype: torch.dtype) -> None:
 CASES: dict[str, dict[str, Callable[[], None]]] = {
     "tiny, 224², bf16": model("vmamba_tiny_s1l8", 224, torch.bfloat16),
     "tiny, 224², fp32": model("vmamba_tiny_s1l8", 224, torch.float32),
+    "tiny, 224², fp16": model("vmamba_tiny_s1l8", 224, torch.float16),
     "tiny, 1024², bf16": model("vmamba_tiny_s1l8", 1024, torch.bfloat16),
     "tiny s2, 224², bf16": model("vmamba_tiny_s2l5", 224, torch.bfloat16),
     "base, 224², bf16": model("vmamba_base_s1l20", 224, torch.bfloat16),
+    "base, 1024², bf16": model("vmamba_base_s1l20", 1024, torch.bfloat16),
     "base s2, 224², bf16": model("vmamba_base_s2l15", 224, torch.bfloat16),
     "vanilla tiny, 224², bf16": model("vanilla_vmamba_tiny", 224, torch.bfloat16),
     "vanilla tiny, 224², fp32": model("vanilla_vmamba_tiny", 224, torch.float32),
+    "vanilla base, 224², bf16": model("vanilla_vmamba_base", 224, torch.bfloat16),
     "selective_scan, bf16": {
         f"N = {states}, {length} tokens": functools.partial(sequence, length, states, torch.bfloat16)
         for states in (1, 16)

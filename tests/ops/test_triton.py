@@ -159,6 +159,12 @@ def test_selective_scan(length: int, states: int, groups: int, optional: bool) -
         assert relative_error(got.cpu(), expected) < TOLERANCE[torch.float32]
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
+def test_opcheck() -> None:
+    operands = [t.to(DEVICE).requires_grad_() for t in ss2d_operands(1, 3, 5, 4, 1, 2, "cross", torch.float32)]
+    torch.library.opcheck(torch.ops.vmamba.ss2d_scan.default, (*operands, "cross"), atol=1e-4, rtol=1e-4)
+
+
 def test_float64_is_left_to_chunked() -> None:
     operands = [t.to(DEVICE) for t in ss2d_operands(1, 3, 4, 4, 1, 2, "cross")]
     y = ss2d_scan(*operands)
