@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CSRC := src/vmamba/ops/csrc
+CSRC := src/vmamba/ops/backends/native/csrc
 JOBS ?= 2
 TIMM := $(shell sed -n 's/^timm==//p' constraints.txt)
 
@@ -60,7 +60,7 @@ sanitize:
 	cmake --install build/sanitize --prefix src
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 PYTHONPATH=src \
-	$(PYTHON) -m pytest -q -p no:cacheprovider tests/ops/test_native.py; \
+	$(PYTHON) -m pytest -q -p no:cacheprovider tests/ops/backends/test_native.py; \
 	status=$$?; $(MAKE) native PYTHON=$(PYTHON) && exit $$status
 
 clean:

@@ -20,12 +20,12 @@ from PIL import Image
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from vmamba.model.zoo import create_model
-from vmamba.tasks.classification_training import ImageBatch
+from vmamba.tasks.classification.task import ImageBatch
 from vmamba.training.distributed import Processes
 from vmamba.training.loop import Run
 from vmamba.training.optimizer import build_optimizer, build_schedule
 from vmamba.training.recipe import load_recipe
+from vmamba.zoo import create_model
 
 STEPS, BATCH, SIZE, CLASSES = 10, 32, 64, 10
 CPU = torch.device("cpu")

@@ -33,15 +33,13 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from vmamba.model.zoo import VARIANTS
-from vmamba.ops import (
-    triton_depthwise,
-    triton_selective,
-    triton_selective_backward,
-    triton_ss2d,
-    triton_ss2d_backward,
-    triton_tiles,
-)
+from vmamba.model.variants import VARIANTS
+from vmamba.ops.backends.triton import depthwise_silu as depthwise_kernels
+from vmamba.ops.backends.triton import selective_scan as selective_kernels
+from vmamba.ops.backends.triton import selective_scan_backward as selective_backward_kernels
+from vmamba.ops.backends.triton import ss2d_scan as ss2d_kernels
+from vmamba.ops.backends.triton import ss2d_scan_backward as ss2d_backward_kernels
+from vmamba.ops.backends.triton import tiles
 from vmamba.progress import progress_bar
 
 TARGETS = {
@@ -50,7 +48,7 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
-MODULES = (triton_ss2d, triton_ss2d_backward, triton_selective, triton_selective_backward, triton_depthwise)
+MODULES = (ss2d_kernels, ss2d_backward_kernels, selective_kernels, selective_backward_kernels, depthwise_kernels)
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -71,19 +69,19 @@ def model(name: str, side: int, dtype: torch.dtype) -> dict[str, Callable[[], No
 def layer(tokens: tuple[int, int, int], inner: int, rank: int, states: int, bias: bool, dtype: torch.dtype) -> None:
     x, dbc = empty(*tokens, inner, dtype=dtype), empty(*tokens, 4, rank + 2 * states, dtype=dtype)
     operands = (x, dbc, empty(4, inner, rank), empty(4, inner, states), empty(4, inner), empty(4, inner))
-    triton_ss2d.ss2d_scan(*operands, "cross")
-    triton_ss2d_backward.ss2d_scan_backward(x, *operands, "cross")
+    ss2d_kernels.ss2d_scan(*operands, "cross")
+    ss2d_backward_kernels.ss2d_scan_backward(x, *operands, "cross")
     weight, offset = empty(inner, 1, 3, 3), empty(inner) if bias else None
-    triton_depthwise.depthwise_silu(x, weight, offset)
-    triton_depthwise.depthwise_silu_backward(x, x, weight, offset)
+    depthwise_kernels.depthwise_silu(x, weight, offset)
+    depthwise_kernels.depthwise_silu_backward(x, x, weight, offset)
 
 
 def sequence(length: int, states: int, dtype: torch.dtype) -> None:
     """`selective_scan` as Mamba calls it: one group, softplus, bias and skip."""
     u, A, D = empty(8, 1536, length, dtype=dtype), empty(1536, states), empty(1536)
     B = empty(8, 1, states, length, dtype=dtype)
-    triton_selective.selective_scan(u, u, A, B, B, D, D, True)
-    triton_selective_backward.selective_scan_backward(u, empty(8, 1536, states), u, u, A, B, B, D, D, True)
+    selective_kernels.selective_scan(u, u, A, B, B, D, D, True)
+    selective_backward_kernels.selective_scan_backward(u, empty(8, 1536, states), u, u, A, B, B, D, D, True)
 
 
 #: What ships: label → part of it → the calls. The names of the storage types are Triton's.
@@ -169,7 +167,7 @@ def recorded() -> Iterator[list[Launch]]:
         yield launches
     finally:
         for module in MODULES:
-            module.launch = triton_tiles.launch
+            module.launch = tiles.launch
 
 
 def different_launches(cases: list[str]) -> list[Launch]:
@@ -191,7 +189,7 @@ def compiled(launch: Launch, target: str) -> dict[str, Any]:
     kernel = getattr(importlib.import_module(launch.module), launch.kernel)
     place = {parameter.name: (i,) for i, parameter in enumerate(kernel.params)}
     constants = dict(launch.constants)
-    if target.startswith("gfx"):  # as `triton_tiles.product_precision` has it on AMD's GPUs
+    if target.startswith("gfx"):  # as `tiles.product_precision` has it on AMD's GPUs
         constants |= {name: "ieee" for name in ("PRECISION", "GRADIENT") if name in constants}
     source = ASTSource(
         kernel,
@@ -264,7 +262,7 @@ def main() -> int:
     parser.add_argument("--parts", nargs="+", metavar="PART", help='such as "stage 1"; default: all')
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    if triton_tiles.INTERPRETED:
+    if tiles.INTERPRETED:
         parser.error("TRITON_INTERPRET is set; nothing is compiled in the interpreter")
     launches = different_launches(options.cases)
     if options.kernels:

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 import vmamba
-from conftest import GOLDEN
+from support.golden import GOLDEN
 from vmamba import VMambaConfig
+from vmamba.checkpoints.saving import save_weights
 from vmamba.cli import main
-from vmamba.model.checkpoint import save_weights
 
 AUTHOR_FILE = GOLDEN / "author_format_checkpoint.pth"
 
@@ -90,7 +90,7 @@ def test_predict_json_agrees_with_the_model(weights: Path, images: Path, capsys:
     assert [Path(row["image"]).name for row in rows] == ["0.png", "1.png", "2.png"]
     model = vmamba.create_model("vmamba_pico", num_classes=3, checkpoint=weights).eval()
     from vmamba.data.images import read_image
-    from vmamba.tasks.classification import eval_transform
+    from vmamba.tasks.classification.prediction import eval_transform
 
     for row in rows:
         x = eval_transform(model, 32)(read_image(row["image"]))
@@ -132,7 +132,7 @@ def test_predict_errors(weights: Path, images: Path, tmp_path: Path, capsys: pyt
 def test_convert_recognises_the_variant(
     tmp_path: Path, released: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from conftest import synthetic_state_dict
+    from support.golden import synthetic_state_dict
 
     source = tmp_path / "vssm1_tiny.pth"
     torch.save({"model": synthetic_state_dict(released["vmamba_tiny_s1l8"]["state_dict"])}, source)
@@ -140,7 +140,7 @@ def test_convert_recognises_the_variant(
     target = source.with_suffix(".safetensors")
     assert capsys.readouterr().out == f"wrote {target} and {target.with_suffix('.json')}\n"
     config = VMambaConfig.from_json(target.with_suffix(".json").read_text())
-    assert config == vmamba.model.zoo.VARIANTS["vmamba_tiny_s1l8"].config
+    assert config == vmamba.zoo.VARIANTS["vmamba_tiny_s1l8"].config
     expected = vmamba.create_model("vmamba_tiny_s1l8", checkpoint=source).state_dict()
     converted = safetensors.torch.load_file(target)
     assert converted.keys() == expected.keys()

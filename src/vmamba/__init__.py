@@ -4,9 +4,9 @@ Importing this package registers its models in timm.
 """
 
 from vmamba import ops
+from vmamba.checkpoints.loading import load_weights
 from vmamba.model.backbone import VMamba
-from vmamba.model.checkpoint import load_weights
 from vmamba.model.config import VMambaConfig
-from vmamba.model.zoo import create_model, list_models
+from vmamba.zoo import create_model, list_models
 
 __all__ = ["VMamba", "VMambaConfig", "create_model", "list_models", "load_weights", "ops"]

@@ -18,10 +18,10 @@ from PIL import Image
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from vmamba.checkpoints.saving import save_weights
 from vmamba.model.backbone import VMamba
-from vmamba.model.checkpoint import save_weights
-from vmamba.model.zoo import create_model
-from vmamba.tasks.classification import eval_transform
+from vmamba.tasks.classification.prediction import eval_transform
+from vmamba.zoo import create_model
 
 IMAGE_SIZE = 32
 TEST_SHARE = 0.2

@@ -12,8 +12,8 @@ from PIL import Image
 
 import vmamba
 from vmamba.analysis.tables import read_csv
+from vmamba.checkpoints.saving import save_weights
 from vmamba.cli import main
-from vmamba.model.checkpoint import save_weights
 
 
 def analyze(capsys: pytest.CaptureFixture[str], output: Path, *arguments: object) -> list[Path]:

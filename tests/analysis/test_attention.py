@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import relative_error
-from operands import ss2d_operands
+from support.golden import relative_error
+from support.operands import ss2d_operands
 from vmamba import VMamba, VMambaConfig
 from vmamba.analysis.attention import Scan, attention_rows, block_scans, scans_of, ss2d_layers
 from vmamba.ops import ss2d_scan

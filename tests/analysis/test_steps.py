@@ -9,7 +9,7 @@ import pytest
 
 from vmamba import VMambaConfig
 from vmamba.analysis import Step, acceleration_steps, measure_steps
-from vmamba.model.zoo import VARIANTS
+from vmamba.model.variants import VARIANTS
 
 
 def test_steps_lead_from_vanilla_to_ours_one_change_at_a_time() -> None:

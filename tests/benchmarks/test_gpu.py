@@ -16,10 +16,11 @@ import torch
 from gpu_scan import Shape, WrongScanError
 from torch import Tensor
 
-from conftest import relative_error
-from operands import ss2d_operands
+from support.golden import relative_error
+from support.operands import ss2d_operands
 from vmamba.analysis.tables import read_csv
-from vmamba.ops import reference, ss2d_scan, use_backend
+from vmamba.ops import ss2d_scan, use_backend
+from vmamba.ops.backends import reference
 
 SMALL = Shape("small", 2, 3, 5, 8, 2, 2, torch.float32)
 

@@ -20,7 +20,7 @@ from vmamba.data.classified import (
     open_folder,
     open_hugging_face,
 )
-from vmamba.tasks.classification_training import Classification, ClassificationOptions
+from vmamba.tasks.classification.task import Classification, ClassificationOptions
 from vmamba.tasks.protocol import Job
 
 CLASSES = ("cat", "dog", "emu")

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vmamba.data.images import ImageError, find_images, read_image
+from vmamba.data.images import find_images, read_image
+from vmamba.errors import ImageError
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from vmamba.data.images import ImageError
 from vmamba.data.loader import IndexedLoader
 from vmamba.data.randomness import seed_all, seeded
+from vmamba.errors import ImageError
 
 Drawn = tuple[int, float, float, float]
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vmamba.data.images import ImageError
 from vmamba.data.shards import ShardLoader, find_shards
+from vmamba.errors import ImageError
 
 SHARDS, LENGTH = 8, 12
 

@@ -116,7 +116,7 @@ def test_initial_scan_parameters(init: str) -> None:
 
 def test_init_weights_after_to_empty() -> None:
     with torch.device("meta"):
-        model = VMamba(vmamba.model.zoo.VARIANTS["vmamba_pico"].config)
+        model = VMamba(vmamba.zoo.VARIANTS["vmamba_pico"].config)
     model = model.to_empty(device="cpu")
     for parameter in model.parameters():
         parameter.data.fill_(float("nan"))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vmamba import VMambaConfig
-from vmamba.model.zoo import VARIANTS
+from vmamba.model.variants import VARIANTS
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import vmamba
-from conftest import GOLDEN, Golden, relative_error, synthetic, synthetic_state_dict
+from support.golden import GOLDEN, Golden, relative_error, synthetic, synthetic_state_dict
 from vmamba import VMamba, VMambaConfig
-from vmamba.model.author_names import to_our_names
+from vmamba.checkpoints.authors import to_our_names
 from vmamba.ops import BACKENDS, use_backend
 
 RELEASED = sorted((GOLDEN / "released").glob("*.safetensors"))

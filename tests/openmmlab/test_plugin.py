@@ -10,13 +10,14 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
-from toolboxes import BACKBONE, build, config, shrink
 
+from support.toolboxes import BACKBONE, build, config, shrink
 from vmamba import VMambaConfig, create_model
+from vmamba.checkpoints.saving import save_weights
 from vmamba.data.shapes import CLASSES, write_shapes
+from vmamba.errors import CheckpointError
 from vmamba.integrations.openmmlab import VMamba
-from vmamba.model.checkpoint import CheckpointError, save_weights
-from vmamba.tasks.dense_checkpoint import load_detector, load_segmenter
+from vmamba.tasks.dense.checkpoint import load_detector, load_segmenter
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TINY = BACKBONE.format(dims=96, depths=(2, 2, 8, 2), ratio=1.0, forward="v05_noz", drop_path=0.2)

@@ -11,15 +11,15 @@ import torch
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
-from toolboxes import OPTIONS, build, config, shrink
 
+from support.toolboxes import OPTIONS, build, config, shrink
 from vmamba import VMambaConfig
-from vmamba.tasks import mask_rcnn
-from vmamba.tasks.boxes import sample
-from vmamba.tasks.mask_rcnn import MaskRCNN, MaskRCNNConfig
-from vmamba.tasks.openmmlab_names import detector_names, segmenter_names
-from vmamba.tasks.segmentation import Inference, segment
-from vmamba.tasks.upernet import UperNet, UperNetConfig
+from vmamba.checkpoints.openmmlab import detector_names, segmenter_names
+from vmamba.tasks.detection import mask_rcnn
+from vmamba.tasks.detection.boxes import sample
+from vmamba.tasks.detection.mask_rcnn import MaskRCNN, MaskRCNNConfig
+from vmamba.tasks.segmentation.inference import Inference, segment
+from vmamba.tasks.segmentation.upernet import UperNet, UperNetConfig
 
 SIZES = [(97, 131), (203, 150), (319, 417), (33, 500)]
 BACKBONE = VMambaConfig.from_author_options(OPTIONS)

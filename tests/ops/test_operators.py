@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from conftest import relative_error
-from operands import selective_operands, ss2d_operands
+from support.golden import relative_error
+from support.operands import selective_operands, ss2d_operands
 from vmamba.ops import decomposed, selective_scan, ss2d_scan
 from vmamba.ops.routes import PATTERNS
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from training_runs import TRAINING, VALIDATION, write_images
+from support.runs import TRAINING, VALIDATION, write_images
 from vmamba.cli import main
 
 

@@ -15,11 +15,11 @@ import torch
 import yaml
 
 import vmamba
-from training_runs import STEPS, last_state, read_rows
+from support.runs import STEPS, last_state, read_rows
+from vmamba.checkpoints.saving import save_weights
 from vmamba.cli import main
 from vmamba.cli.train import DIVERGED
-from vmamba.model.checkpoint import save_weights
-from vmamba.tasks.classification_training import Classification
+from vmamba.tasks.classification.task import Classification
 
 Train = Callable[..., int]
 

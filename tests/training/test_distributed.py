@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from training_runs import STEPS, free_port, last_state, losses, read_rows, tensors, wait_for_step
+from support.runs import STEPS, free_port, last_state, losses, read_rows, tensors, wait_for_step
 
 Train = Callable[..., int]
 

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 
 import vmamba
-from training_runs import CLASSES, VALIDATION, read_rows
+from support.runs import CLASSES, VALIDATION, read_rows
+from vmamba.checkpoints.saving import save_weights
 from vmamba.cli import main
 from vmamba.data.images import read_image
-from vmamba.model.checkpoint import save_weights
-from vmamba.tasks.accuracy import Accuracy
-from vmamba.tasks.classification import eval_transform
+from vmamba.tasks.classification.accuracy import Accuracy
+from vmamba.tasks.classification.prediction import eval_transform
 
 
 @pytest.fixture(scope="module")

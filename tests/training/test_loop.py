@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training_runs import STEPS, last_state, losses, read_rows, tensors
+from support.runs import STEPS, last_state, losses, read_rows, tensors
 from vmamba.cli import main
 from vmamba.model.config import CHOICES
 

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 import vmamba
-from conftest import GOLDEN
+from support.golden import GOLDEN
 from vmamba.cli import main
 from vmamba.tasks import TASKS, task_class
 from vmamba.training.distributed import Processes

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from training_runs import STEPS, assert_identical, last_state, losses, wait_for_step
+from support.runs import STEPS, assert_identical, last_state, losses, wait_for_step
 from vmamba.cli.train import INTERRUPTED
 from vmamba.training.loop import Run
 

@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from training_runs import read_rows
+from support.runs import read_rows
 from vmamba.cli import main
 
 TUTORIAL = (Path(__file__).parents[2] / "docs" / "finetune.md").read_text()

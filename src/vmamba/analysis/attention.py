@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vmamba.model.ss2d import SS2D
-from vmamba.ops.reference import accumulation_dtype
+from vmamba.layers.ss2d import SS2D
+from vmamba.ops.backends.reference import accumulation_dtype
 from vmamba.ops.routes import Route, routes
 
 #: What a row holds. ``exact``: M itself. The others leave out factors, as the authors' figures do: ``with_decay`` is

@@ -22,7 +22,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from vmamba.ops.selective import scan_flops
+from vmamba.ops.selective_scan import scan_flops
 
 KINDS = ("convolution", "matrix product", "scan", "normalisation")
 

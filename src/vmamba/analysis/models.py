@@ -9,7 +9,8 @@ import timm
 import torch
 from torch import nn
 
-from vmamba.model.zoo import VARIANTS, create_model, model_from_checkpoint
+from vmamba.model.variants import VARIANTS
+from vmamba.zoo import create_model, model_from_checkpoint
 
 
 def load_model(
@@ -24,7 +25,7 @@ def load_model(
 
     Args:
         name: One of `vmamba.list_models` or ``timm.list_models``; may be None where the checkpoint says it.
-        checkpoint: Weights of one of our models, see `vmamba.model.zoo.model_from_checkpoint`.
+        checkpoint: Weights of one of our models, see `vmamba.zoo.model_from_checkpoint`.
         pretrained: Load the published weights, downloaded once.
         image_size: (H, W) for models that are built for one size (DeiT, Swin); others take any.
         device: Where; ``"meta"`` for shapes alone.

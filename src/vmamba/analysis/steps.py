@@ -16,7 +16,7 @@ from vmamba.analysis.cost import LayerCost, cost
 from vmamba.analysis.throughput import Timing, alternate, check, step
 from vmamba.model.backbone import VMamba
 from vmamba.model.config import VMambaConfig
-from vmamba.model.zoo import VARIANTS
+from vmamba.model.variants import VARIANTS
 from vmamba.ops import select, use_backend
 
 

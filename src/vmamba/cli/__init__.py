@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from vmamba.cli import analyze, convert, demo, detect, env, evaluate, models, predict, segment, shapes, train
-from vmamba.model.checkpoint import CheckpointError
-from vmamba.model.download import DownloadError
+from vmamba.errors import CheckpointError, DownloadError
 
 COMMANDS = (models, env, predict, detect, segment, train, evaluate, analyze, convert, shapes, demo)
 

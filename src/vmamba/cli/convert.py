@@ -6,11 +6,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from vmamba.model.checkpoint import Weights, config_path, read_checkpoint, save_weights
+from vmamba.checkpoints.openmmlab import kind_of
+from vmamba.checkpoints.reading import Weights, read_checkpoint
+from vmamba.checkpoints.saving import config_path, save_weights
 from vmamba.model.config import VMambaConfig
-from vmamba.model.zoo import model_from_checkpoint
-from vmamba.tasks.dense_checkpoint import load_detector, load_segmenter, save_dense
-from vmamba.tasks.openmmlab_names import kind_of
+from vmamba.tasks.dense.checkpoint import load_detector, load_segmenter, save_dense
+from vmamba.zoo import model_from_checkpoint
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands

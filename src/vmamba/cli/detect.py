@@ -13,11 +13,12 @@ from rich.table import Column, Table
 
 from vmamba.cli.arguments import device, outputs, positive
 from vmamba.data.coco import encode_mask
-from vmamba.data.images import ImageError, find_images
+from vmamba.data.images import find_images
+from vmamba.errors import ImageError
 from vmamba.progress import progress_bar
-from vmamba.tasks.dense_checkpoint import load_detector
-from vmamba.tasks.dense_pictures import draw_detections
-from vmamba.tasks.detection import Found, detect
+from vmamba.tasks.dense.checkpoint import load_detector
+from vmamba.tasks.dense.pictures import draw_detections
+from vmamba.tasks.detection.prediction import Found, detect
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vmamba.ops.backend import BACKENDS, select, unavailable
+from vmamba.ops.backends import BACKENDS, select, unavailable
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vmamba.model.backbone import VMamba
-from vmamba.model.zoo import VARIANTS
+from vmamba.model.variants import VARIANTS
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands

@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from vmamba.cli.arguments import device, positive
-from vmamba.data.images import ImageError, find_images
+from vmamba.data.images import find_images
+from vmamba.errors import ImageError
 from vmamba.model.backbone import VMamba
-from vmamba.model.zoo import create_model, model_from_checkpoint
 from vmamba.progress import progress_bar
-from vmamba.tasks.classification import Prediction, class_names, eval_transform, predict
+from vmamba.tasks.classification.prediction import Prediction, class_names, eval_transform, predict
+from vmamba.zoo import create_model, model_from_checkpoint
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands

@@ -14,11 +14,12 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from vmamba.cli.arguments import device, outputs, positive
-from vmamba.data.images import ImageError, find_images, read_image
+from vmamba.data.images import find_images, read_image
+from vmamba.errors import ImageError
 from vmamba.progress import progress_bar
-from vmamba.tasks.dense_checkpoint import load_segmenter
-from vmamba.tasks.dense_pictures import draw_segmentation
-from vmamba.tasks.segmentation import SCALES, Inference, as_tensor, segment
+from vmamba.tasks.dense.checkpoint import load_segmenter
+from vmamba.tasks.dense.pictures import draw_segmentation
+from vmamba.tasks.segmentation.inference import SCALES, Inference, as_tensor, segment
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands

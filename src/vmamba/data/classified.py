@@ -14,7 +14,8 @@ from PIL import Image
 from timm.data.readers import create_reader
 from torch import Tensor
 
-from vmamba.data.images import ImageError, read_image
+from vmamba.data.images import read_image
+from vmamba.errors import ImageError
 
 #: Names under which the splits of a folder are looked for, `SPLIT` or `SPLIT.tar`.
 SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}

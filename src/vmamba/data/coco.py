@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torchvision import tv_tensors
 
-from vmamba.data.images import ImageError, read_image
+from vmamba.data.images import read_image
+from vmamba.errors import ImageError
 
 #: COCO's 80 classes, in the order of their ids.
 CLASSES = (

@@ -13,6 +13,8 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.Image import Transpose
 
+from vmamba.errors import ImageError
+
 # Formats that Pillow recognizes but decodes only with the help of another program, if at all.
 _UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
@@ -26,10 +28,6 @@ _UPRIGHT = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
-
-
-class ImageError(OSError):
-    """An image, or the place where images should be, that cannot be read; the message is one line."""
 
 
 def find_images(sources: Sequence[str | Path]) -> list[Path]:

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vmamba.data.images import ImageError
 from vmamba.data.randomness import seeded
+from vmamba.errors import ImageError
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)

@@ -20,9 +20,10 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from vmamba.data.images import ImageError, read_image
+from vmamba.data.images import read_image
 from vmamba.data.loader import leave_signals_to_training, report_skipped
 from vmamba.data.randomness import seeded
+from vmamba.errors import ImageError
 
 Batch = TypeVar("Batch")
 

@@ -15,10 +15,11 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 import vmamba.model.backbone
-from vmamba.model.author_names import to_our_names
-from vmamba.model.checkpoint import load_weights, read_checkpoint
+from vmamba.checkpoints.authors import to_our_names
+from vmamba.checkpoints.loading import load_weights
+from vmamba.checkpoints.reading import read_checkpoint
 from vmamba.model.config import VMambaConfig
-from vmamba.model.zoo import create_model
+from vmamba.zoo import create_model
 
 try:
     from mmengine.model import BaseModule

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import vmamba.model.config
+from vmamba.layers.ss2d import SS2D
 from vmamba.model.backbone import VMamba
-from vmamba.model.ss2d import SS2D
 
 try:
     from huggingface_hub.dataclasses import strict

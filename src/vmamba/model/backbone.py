@@ -13,10 +13,10 @@ from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vmamba.model.block import Block
+from vmamba.layers.block import Block
+from vmamba.layers.parts import Stem, downsample, norm2d
+from vmamba.layers.ss2d import SS2D
 from vmamba.model.config import VMambaConfig
-from vmamba.model.layers import Stem, downsample, norm2d
-from vmamba.model.ss2d import SS2D
 
 
 class Stage(nn.Module):

@@ -1,11 +1,11 @@
 """The scans: mathematics on tensors, in several implementations behind one operator each."""
 
-from vmamba.ops.backend import BACKENDS, decomposed, select, use_backend
+from vmamba.ops.backends import BACKENDS, decomposed, select, use_backend
 from vmamba.ops.convolution import convolution
-from vmamba.ops.depthwise import depthwise_silu
+from vmamba.ops.depthwise_silu import depthwise_silu
 from vmamba.ops.pointwise import pointwise, pointwise_branch
-from vmamba.ops.selective import selective_scan
-from vmamba.ops.ss2d import ss2d_scan
+from vmamba.ops.selective_scan import selective_scan
+from vmamba.ops.ss2d_scan import ss2d_scan
 
 __all__ = [
     "BACKENDS",

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 #: Name in a recipe → module and class, imported when asked for.
 TASKS: dict[str, tuple[str, str]] = {
-    "classification": ("vmamba.tasks.classification_training", "Classification"),
-    "detection": ("vmamba.tasks.detection_training", "Detection"),
-    "segmentation": ("vmamba.tasks.segmentation_training", "Segmentation"),
+    "classification": ("vmamba.tasks.classification.task", "Classification"),
+    "detection": ("vmamba.tasks.detection.task", "Detection"),
+    "segmentation": ("vmamba.tasks.segmentation.task", "Segmentation"),
 }
 
 

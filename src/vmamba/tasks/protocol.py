@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from vmamba.model.checkpoint import Weights
+from vmamba.checkpoints.reading import Weights
 
 B = TypeVar("B", bound="Batch")
 
@@ -80,7 +80,7 @@ class Job:
         model: Name of the backbone, see `vmamba.list_models`; None for what the checkpoint is.
         model_options: Overrides of its configuration: ``{"drop_path_rate": 0.2}``.
         checkpoint: Weights to start from, or None.
-        weights: Which of the checkpoint's weights, see `vmamba.model.checkpoint.read_checkpoint`.
+        weights: Which of the checkpoint's weights, see `vmamba.checkpoints.loading.read_checkpoint`.
         pretrained: Start from the authors' ImageNet-1K weights of `model` instead.
         batch_size: Images per batch of this process.
         workers: Loader processes of this process; 0 to read in the process itself.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from vmamba.data.randomness import seed_all
-from vmamba.model.checkpoint import CheckpointError
+from vmamba.errors import CheckpointError
 from vmamba.progress import progress_bar
 from vmamba.tasks import task_class
 from vmamba.tasks.protocol import Batch, Job, Metric

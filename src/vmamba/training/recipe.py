@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from vmamba.model.checkpoint import Weights
+from vmamba.checkpoints.reading import Weights
 from vmamba.tasks import task_class
 
 #: The recipes of ``vmamba train`` where none is named: with weights to start from, and without.

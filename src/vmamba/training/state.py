@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-from vmamba.model.checkpoint import CheckpointError
+from vmamba.errors import CheckpointError
 from vmamba.training.distributed import Processes
 
 FORMAT = 1

@@ -14,7 +14,7 @@ from vmamba.analysis.activation import class_activation, dependence_map, last_st
 from vmamba.analysis.images import load_image
 from vmamba.cli.analyze.arguments import add_image_size, add_model, add_output, model, position, report, token
 from vmamba.progress import progress_bar
-from vmamba.tasks.classification import class_names
+from vmamba.tasks.classification.prediction import class_names
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands

@@ -14,8 +14,8 @@ from vmamba.analysis.cost import KINDS, LayerCost, cost
 from vmamba.analysis.models import load_model
 from vmamba.analysis.tables import write_csv
 from vmamba.cli.analyze.arguments import add_image_size, add_output, report
-from vmamba.model.zoo import list_models
 from vmamba.progress import progress_bar
+from vmamba.zoo import list_models
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands

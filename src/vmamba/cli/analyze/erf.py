@@ -22,8 +22,8 @@ from vmamba.cli.analyze.arguments import PEERS, add_image_size, add_output, repo
 from vmamba.cli.arguments import device, positive
 from vmamba.data.images import find_images
 from vmamba.model.backbone import VMamba
-from vmamba.model.zoo import model_from_checkpoint
 from vmamba.progress import progress_bar
+from vmamba.zoo import model_from_checkpoint
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands

@@ -14,9 +14,9 @@ from rich.table import Table
 from vmamba.analysis import draw
 from vmamba.analysis.scans import PATTERNS, TASKS, Outcome, accuracy, summary, train, untrained
 from vmamba.analysis.tables import Row, write_csv
+from vmamba.checkpoints.saving import save_weights
 from vmamba.cli.analyze.arguments import add_output, report
 from vmamba.cli.arguments import positive
-from vmamba.model.checkpoint import save_weights
 from vmamba.progress import progress_bar
 
 if TYPE_CHECKING:

@@ -1,0 +1,41 @@
+"""Errors that a user can cause. The message is one line: what was wrong, where, and what to do.
+
+Commands print these, and `OSError`, as that line; any other exception is a bug and shows its traceback.
+"""
+
+from __future__ import annotations
+
+
+class VMambaError(Exception):
+    """Base class of all errors below."""
+
+
+class OptionError(VMambaError, ValueError):
+    """An option, argument or configuration value that is unknown or impossible."""
+
+
+class DataError(VMambaError, ValueError):
+    """A data set that cannot be used: missing, malformed, or inconsistent."""
+
+
+class ImageError(DataError, OSError):
+    """An image, or the place where images should be, that cannot be read."""
+
+
+class CheckpointError(VMambaError, RuntimeError):
+    """A checkpoint that cannot be read or written, is refused, or does not fit the model."""
+
+
+class DownloadError(VMambaError, RuntimeError):
+    """A file that could not be downloaded."""
+
+
+class TrainingError(VMambaError, RuntimeError):
+    """A run that cannot go on: stopped, diverged, or locked by another process."""
+
+
+class MissingPackageError(VMambaError, ImportError):
+    """An optional package that is not installed; the message names the extra that installs it."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; install it with: pip install 'vmamba[{extra}]'", name=package)

@@ -1,0 +1,127 @@
+"""Files that are written whole or not at all, output names that collide with nothing, and locks."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from filelock import FileLock, Timeout
+
+from vmamba.errors import OptionError
+
+#: Prefix of files that are not whole yet; `remove_leftovers` finds them by it.
+_TEMPORARY = ".writing-"
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
+    """Open a binary file that takes its name only when the ``with`` block ends without an error.
+
+    Missing parent folders are created. The file gets the permissions of an ordinary new file, and is on the disk when
+    the block has ended.
+
+    Raises:
+        OSError: If it cannot be written; what was at `path` is untouched.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{_TEMPORARY}{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's own are the owner's alone
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    _sync_folder(path.parent)
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove what writers that were killed have left in `folder` and below."""
+    for leftover in Path(folder).rglob(f"{_TEMPORARY}*"):
+        with suppress(OSError):
+            leftover.unlink()
+
+
+def unique_output_names(inputs: Sequence[Path], suffixes: Sequence[str]) -> dict[Path, str]:
+    """A stem for the results of every input such that no two results of one call have the same name.
+
+    Args:
+        inputs: Input files.
+        suffixes: What is appended to a stem, one for each result: ``("", "_labels")``.
+
+    Returns:
+        Input → stem: its own, followed by the smallest free number where another input has taken a name.
+    """
+    taken: set[str] = set()
+    stems = {}
+    for path in inputs:
+        stem, number = path.stem, 1
+        # Compared without case: names that differ in it alone are one file on many systems.
+        while any(f"{stem}{suffix}".casefold() in taken for suffix in suffixes):
+            number += 1
+            stem = f"{path.stem}_{number}"
+        taken.update(f"{stem}{suffix}".casefold() for suffix in suffixes)
+        stems[path] = stem
+    return stems
+
+
+def refuse_overwriting(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
+    """Check, before anything is written, that no output is an input.
+
+    Raises:
+        OptionError: If one is, under whatever name or link.
+    """
+    sources = {os.path.realpath(path) for path in inputs}
+    for output in outputs:
+        if os.path.realpath(output) in sources:
+            raise OptionError(f"{output} would be written over an input; choose another --output folder")
+
+
+@contextmanager
+def lock(path: str | Path, message: str, timeout: float = 0) -> Iterator[None]:
+    """Hold a lock file; the system frees that of a process that dies.
+
+    Args:
+        path: The lock file, created with its folder.
+        message: Of the error if another process holds it.
+        timeout: Seconds to wait for it; negative to wait for ever.
+
+    Raises:
+        OptionError: If another process holds it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(path)
+    try:
+        held.acquire(timeout=timeout)
+    except Timeout:
+        raise OptionError(message) from None
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name durable, where the system can open folders."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,49 @@
+"""Operators with several implementations, one of them in Triton, whose kernels `torch.compile` sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
+from torch.export._trace import custom_triton_ops_decomposition_disabled as is_exporting
+from torch.library import CustomOpDef
+
+from vmamba.ops.backends import select
+
+_TRACED = (Tensor, FakeTensor, FunctionalTensor)
+
+
+def define(name: str, schema: str, run: Callable[..., Any]) -> CustomOpDef:
+    """An operator ``vmamba::name`` of PyTorch that changes none of its operands.
+
+    Compiled graphs hold what `run` launches, in the place of the operator, on devices where the Triton backend answers;
+    not exported programs, which pick their implementation where they run. This is how ``torch.library.triton_op``
+    works, which is for operators that are nothing but Triton.
+
+    Args:
+        name: Within ``torch.ops.vmamba``.
+        schema: Operands and results.
+        run: The implementation.
+
+    Returns:
+        What ``torch.library.custom_op`` returns, to register its shapes and gradient.
+    """
+    operator = torch.library.custom_op(f"vmamba::{name}", run, mutates_args=(), schema=schema)
+
+    def trace(mode: Any, op: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tensors = [t for t in args if isinstance(t, Tensor)]
+        device = tensors[0].device
+        shown = device.type in ("cuda", "xpu") and not is_exporting() and all(kind in _TRACED for kind in types)
+        # Not in float64, which the Triton backend leaves to PyTorch: thousands of small operations.
+        shown = shown and not any(t.dtype == torch.float64 for t in tensors)
+        if shown and select(device).name == "triton":
+            with mode:
+                return run(*args, **kwargs)
+        return mode.__torch_dispatch__(op, types, args, kwargs)
+
+    operator.register_torch_dispatch(FunctionalTensorMode, trace)
+    return operator

@@ -1,0 +1,101 @@
+"""`depthwise_silu`: the convolution and the activation before the scan, on a GPU in one pass over memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from vmamba.ops.backends import is_decomposed, select
+from vmamba.ops.custom_op import define
+
+
+@torch.fx.wrap
+def depthwise_silu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """SiLU of a depthwise 3×3 convolution of tokens with zeros around the image.
+
+    Args:
+        x: (B, H, W, C), any floating dtype.
+        weight: (C, 1, 3, 3).
+        bias: (C,) or None.
+
+    Returns:
+        (B, H, W, C) of x's dtype on a GPU; elsewhere what PyTorch's convolution gives.
+    """
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript drops this form)
+        if _on_gpu(x):
+            if torch.is_autocast_enabled(x.device.type):
+                x = x.to(torch.get_autocast_dtype(x.device.type))
+            fused: Tensor = torch.ops.vmamba.depthwise_silu(x, weight, bias)
+            return fused
+    return F.silu(_convolution(x, weight, bias))
+
+
+def _on_gpu(x: Tensor) -> bool:
+    if x.device.type not in ("cuda", "xpu") or x.dtype == torch.float64 or is_decomposed():
+        return False
+    return not torch.compiler.is_exporting() and select(x.device).name == "triton"
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    z = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1, groups=x.shape[3])
+    return z.permute(0, 2, 3, 1)
+
+
+def _run(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    from vmamba.ops.backends.triton import depthwise_silu as kernels
+
+    return kernels.depthwise_silu(x, weight, bias)
+
+
+def _run_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    from vmamba.ops.backends.triton import depthwise_silu as kernels
+
+    dx, dweight, dbias = kernels.depthwise_silu_backward(dy, x, weight, bias)
+    return dx, dweight.to(weight.dtype).contiguous(), dbias.to(weight.dtype).contiguous()
+
+
+_OPERANDS = "Tensor x, Tensor weight, Tensor? bias"
+_operator = define("depthwise_silu", f"({_OPERANDS}) -> Tensor", _run)
+_backward_operator = define(
+    "depthwise_silu_backward", f"(Tensor dy, {_OPERANDS}) -> (Tensor, Tensor, Tensor)", _run_backward
+)
+
+
+@_operator.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@_backward_operator.register_fake
+def _(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    dx, dweight = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, weight))
+    return dx, dweight, weight.new_empty(weight.shape[0])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias = ctx.saved_tensors
+    dx, dweight, dbias = torch.ops.vmamba.depthwise_silu_backward(dy, x, weight, bias)
+    return dx, dweight, None if bias is None else dbias.to(bias.dtype)
+
+
+_operator.register_autograd(_backward, setup_context=_setup_context)
+
+
+@register_flop_formula(torch.ops.vmamba.depthwise_silu)
+def _flops(x: Any, *_: Any, **__: Any) -> int:
+    batch, height, width, channels = x
+    count: int = 2 * 9 * batch * height * width * channels  # the multiply-adds of the convolution, as PyTorch counts
+    return count
+
+
+@register_flop_formula(torch.ops.vmamba.depthwise_silu_backward)
+def _backward_flops(dy: Any, x: Any, *_: Any, **__: Any) -> int:
+    return 3 * _flops(x)  # the convolution again, then twice the forward

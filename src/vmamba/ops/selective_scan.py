@@ -1,0 +1,160 @@
+"""`selective_scan`: the one-dimensional scan of Mamba as a PyTorch operator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from vmamba.ops.backends import chunked, is_decomposed, select
+from vmamba.ops.backends.reference import accumulation_dtype
+from vmamba.ops.checks import check_operands
+from vmamba.ops.custom_op import define
+
+_OPERANDS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias, bool delta_softplus"
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Selective scan over sequences (Gu and Dao, "Mamba", 2023, algorithm 2); drop-in for ``selective_scan_fn``.
+
+    ``h[t] = exp(Δ[t] A) h[t-1] + Δ[t] u[t] B[t]``, ``y[t] = Σ_n C[t] h[t] + D u[t]``, with ``h[-1] = 0`` and
+    ``Δ = softplus(delta + delta_bias)`` (each step where asked for). State, Δ and sums are float32, or float64 for
+    float64 u. Real numbers only.
+
+    Args:
+        u: (B, D, L), any floating dtype.
+        delta: (B, D, L).
+        A: (D, N), negative for a stable recurrence.
+        B: (D, N), (B, N, L) or (B, G, N, L) with G dividing D: group g serves channels ``g·D/G … (g+1)·D/G - 1``.
+        C: like B, in one of the same three forms.
+        D: Skip, (D,).
+        z: Gate, (B, D, L): the output is multiplied by ``silu(z)``.
+        delta_bias: (D,).
+        delta_softplus: Apply softplus to delta.
+        return_last_state: Return (output, last state) instead of the output.
+
+    Returns:
+        (B, D, L) of u's dtype; with `return_last_state` also (B, D, N) of the accumulation dtype.
+
+    Raises:
+        TypeError: For an operand that is not a real floating-point tensor.
+        ValueError: For shapes that do not fit, or operands on different devices.
+    """
+    if not torch.compiler.is_compiling():
+        sizes = check_operands(
+            "selective_scan",
+            {
+                "u": (u, "B D L"),
+                "delta": (delta, "B D L"),
+                "A": (A, "D N"),
+                "D": (D, "D"),
+                "z": (z, "B D L"),
+                "delta_bias": (delta_bias, "D"),
+            },
+        )
+        for name, operand in (("B", B), ("C", C)):
+            form = {2: "D N", 3: "B N L"}.get(getattr(operand, "ndim", 4), "B G N L")
+            groups = check_operands("selective_scan", {"u": (u, "B D L"), name: (operand, form)}, sizes).get("G", 1)
+            if sizes["D"] % groups:
+                raise ValueError(
+                    f"selective_scan: {name} has {groups} groups, which do not divide {sizes['D']} channels"
+                )
+
+    B, C = _grouped(B, u), _grouped(C, u)
+    if B.shape[1] != C.shape[1]:  # bring both to one group per channel
+        B, C = (t.repeat_interleave(u.shape[1] // t.shape[1], dim=1) for t in (B, C))
+    scan = chunked.selective_scan if is_decomposed() else torch.ops.vmamba.selective_scan
+    y, last = scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
+    if z is not None:
+        y = (y * F.silu(z.to(accumulation_dtype(u.dtype)))).to(u.dtype)
+    return (y, last) if return_last_state else y
+
+
+def _grouped(t: Tensor, u: Tensor) -> Tensor:
+    """B or C in any of its forms as (B, G, N, L)."""
+    if t.ndim == 2:
+        return t[None, :, :, None].expand(u.shape[0], -1, -1, u.shape[2])
+    return t.unsqueeze(1) if t.ndim == 3 else t
+
+
+def _run(u: Tensor, *operands: Any) -> tuple[Tensor, Tensor]:
+    return select(u.device).load().selective_scan(u, *operands)
+
+
+def _run_backward(dy: Tensor, dlast: Tensor, u: Tensor, *operands: Any) -> tuple[Tensor, ...]:
+    grads = select(u.device).load().selective_scan_backward(dy, dlast, u, *operands)
+    return _like_inputs(grads, u, *operands)
+
+
+def _like_inputs(grads: tuple[Tensor, ...], u: Tensor, *operands: Any) -> tuple[Tensor, ...]:
+    """Gradients in the dtypes of what they belong to; those of an absent D or Δ bias come in its place, unused."""
+    inputs = (u, *operands[:6])
+    return tuple(
+        g.contiguous() if t is None else g.to(t.dtype).contiguous() for g, t in zip(grads, inputs, strict=True)
+    )
+
+
+_GRADIENTS = "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor"
+_selective_scan = define("selective_scan", f"({_OPERANDS}) -> (Tensor, Tensor)", _run)
+_selective_scan_backward = define(
+    "selective_scan_backward", f"(Tensor dy, Tensor dlast, {_OPERANDS}) -> ({_GRADIENTS})", _run_backward
+)
+
+
+@_selective_scan.register_fake
+def _(u: Tensor, delta: Tensor, A: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    state = u.new_empty((u.shape[0], u.shape[1], A.shape[1]), dtype=accumulation_dtype(u.dtype))
+    return torch.empty_like(u, memory_format=torch.contiguous_format), state
+
+
+@_selective_scan_backward.register_fake
+def _(dy: Tensor, dlast: Tensor, u: Tensor, *operands: Any) -> tuple[Tensor, ...]:
+    per_channel = u.new_empty(u.shape[1], dtype=accumulation_dtype(u.dtype))
+    inputs = (u, *operands[:6])
+    return tuple(
+        torch.empty_like(per_channel if t is None else t, memory_format=torch.contiguous_format) for t in inputs
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:7])
+    ctx.delta_softplus = inputs[7]
+
+
+def _backward(ctx: Any, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
+    grads = torch.ops.vmamba.selective_scan_backward(dy, dlast, *ctx.saved_tensors, ctx.delta_softplus)
+    return (*(g if t is not None else None for g, t in zip(grads, ctx.saved_tensors, strict=True)), None)
+
+
+_selective_scan.register_autograd(_backward, setup_context=_setup_context)
+
+
+def scan_flops(tokens: int, channels: int, states: int, skip: bool) -> int:
+    """9 per token, channel and state, one more per token and channel for the skip: the count of the VMamba paper."""
+    return tokens * channels * (9 * states + skip)
+
+
+@register_flop_formula(torch.ops.vmamba.selective_scan)
+def _flops(u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, *_: Any, **__: Any) -> int:
+    batch, channels, length = u
+    return scan_flops(batch * length, channels, A[1], D is not None)
+
+
+@register_flop_formula(torch.ops.vmamba.selective_scan_backward, get_raw=True)
+def _backward_flops(dy: Tensor, dlast: Tensor, *operands: Any, **_: Any) -> int:
+    forward: int = _flops(*operands)
+    return 3 * forward  # the states again, then twice the forward as for a matrix product

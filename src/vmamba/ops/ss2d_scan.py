@@ -1,0 +1,128 @@
+"""`ss2d_scan`: the two-dimensional selective scan of VMamba as a PyTorch operator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from vmamba.ops.backends import chunked, is_decomposed, select
+from vmamba.ops.checks import check_operands
+from vmamba.ops.custom_op import define
+from vmamba.ops.routes import routes
+from vmamba.ops.selective_scan import scan_flops
+
+_OPERANDS = "Tensor x, Tensor dbc, Tensor dt_weight, Tensor A, Tensor D, Tensor dt_bias, str pattern"
+
+
+def ss2d_scan(
+    x: Tensor,
+    dbc: Tensor,
+    dt_weight: Tensor,
+    A: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+    pattern: str = "cross",
+) -> Tensor:
+    """Sum of K selective scans over the tokens of an image, each along its own route (Liu et al., "VMamba", 2024).
+
+    For route k and an image-order token l, with (r, b, c) = ``dbc[l, k]``::
+
+        Δ[l] = softplus(dt_weight[k] r + dt_bias[k])
+        h[l] = exp(Δ[l] A[k]) h[prev(l)] + Δ[l] x[l] b
+        y[l] = Σ_k Σ_n c h[l] + D[k] x[l]
+
+    Routes are index maps: nothing is permuted. ``dbc`` is the product of x and the stacked projections ``Wx_k``, one
+    matrix product for all routes. State, Δ and sums are float32, or float64 for float64 x.
+
+    Args:
+        x: Features, (B, H, W, D), any floating dtype.
+        dbc: Rank-R part of Δ, B and C of every token and route, (B, H, W, K, R+2N).
+        dt_weight: (K, D, R).
+        A: (K, D, N), negative for a stable recurrence.
+        D: Skip, (K, D).
+        dt_bias: (K, D).
+        pattern: ``"cross"``, ``"unidirectional"``, ``"bidirectional"`` (K = 4), ``"rows"``, ``"rows_backward"``,
+            ``"columns"`` or ``"columns_backward"`` (K = 1); see `vmamba.ops.routes`.
+
+    Returns:
+        (B, H, W, D) of x's dtype.
+
+    Raises:
+        TypeError: For an operand that is not a floating-point tensor.
+        ValueError: For an unknown pattern, shapes that do not fit, or operands on different devices.
+    """
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript drops this form)
+        if is_decomposed():
+            return chunked.ss2d_scan(x, dbc, dt_weight, A, D, dt_bias, pattern)
+    y: Tensor = torch.ops.vmamba.ss2d_scan(x, dbc, dt_weight, A, D, dt_bias, pattern)
+    return y
+
+
+def _check(x: Tensor, dbc: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, pattern: str) -> None:
+    check_operands(
+        "ss2d_scan",
+        {
+            "x": (x, "B H W D"),
+            "dt_weight": (dt_weight, "K D R"),
+            "A": (A, "K D N"),
+            "D": (D, "K D"),
+            "dt_bias": (dt_bias, "K D"),
+            "dbc": (dbc, "B H W K R+2N"),
+        },
+        {"K": len(routes(pattern))},
+    )
+
+
+def _run(x: Tensor, *operands: Any) -> Tensor:
+    _check(x, *operands)
+    return select(x.device).load().ss2d_scan(x, *operands)
+
+
+def _run_backward(dy: Tensor, *operands: Any) -> tuple[Tensor, ...]:
+    grads = select(dy.device).load().ss2d_scan_backward(dy, *operands)
+    return tuple(g.to(t.dtype).contiguous() for g, t in zip(grads, operands[:6], strict=True))
+
+
+_GRADIENTS = "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor"
+_ss2d_scan = define("ss2d_scan", f"({_OPERANDS}) -> Tensor", _run)
+_ss2d_scan_backward = define("ss2d_scan_backward", f"(Tensor dy, {_OPERANDS}) -> ({_GRADIENTS})", _run_backward)
+
+
+@_ss2d_scan.register_fake
+def _(x: Tensor, *operands: Any) -> Tensor:
+    _check(x, *operands)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@_ss2d_scan_backward.register_fake
+def _(dy: Tensor, *operands: Any) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in operands[:6])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:6])
+    ctx.pattern = inputs[6]
+
+
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    return (*torch.ops.vmamba.ss2d_scan_backward(dy, *ctx.saved_tensors, ctx.pattern), None)
+
+
+_ss2d_scan.register_autograd(_backward, setup_context=_setup_context)
+
+
+@register_flop_formula(torch.ops.vmamba.ss2d_scan)
+def _flops(x: Any, dbc: Any, dt_weight: Any, A: Any, *_: Any, **__: Any) -> int:
+    batch, height, width, channels = x
+    tokens: int = batch * height * width * A[0]
+    projection: int = 2 * tokens * channels * dt_weight[2]
+    return scan_flops(tokens, channels, A[2], skip=True) + projection
+
+
+@register_flop_formula(torch.ops.vmamba.ss2d_scan_backward, get_raw=True)
+def _backward_flops(dy: Tensor, *operands: Any, **_: Any) -> int:
+    forward: int = _flops(*operands)
+    return 3 * forward  # the states again, then twice the forward as for a matrix product

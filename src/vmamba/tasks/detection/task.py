@@ -1,0 +1,225 @@
+"""Detection and instance segmentation as a task of the training engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vmamba.checkpoints.openmmlab import kind_of
+from vmamba.checkpoints.reading import read_checkpoint
+from vmamba.data.coco import CocoInstances, find_split
+from vmamba.data.dense_transforms import detection_evaluation, detection_training
+from vmamba.data.grouping import AspectGroupedLoader
+from vmamba.data.loader import IndexedLoader
+from vmamba.errors import CheckpointError
+from vmamba.tasks.dense.backbone import backbone_config, load_backbone
+from vmamba.tasks.dense.checkpoint import load_detector, save_dense
+from vmamba.tasks.detection.average_precision import as_results, average_precision
+from vmamba.tasks.detection.mask_rcnn import PAD_MULTIPLE, MaskRCNN, MaskRCNNConfig
+from vmamba.tasks.protocol import Job, Loader, Metric
+
+SCHEDULES = ("1x", "3x")
+
+
+@dataclass(frozen=True)
+class DetectionOptions:
+    """Options of a recipe that only detection knows.
+
+    Attributes:
+        augmentation: ``"1x"``: one scale and flips; ``"3x"``: many scales, half of the time of a crop.
+        image_size: Short side of the input in pixels.
+        max_size: Limit of its long side.
+        group_by_aspect: Put upright and lying images into separate batches.
+        channels: Of the feature pyramid.
+        box_channels: Hidden units of the box head.
+        mask_channels: Of the mask head.
+        proposals: Regions that the second stage looks at, per image.
+        samples: Of these, how many it learns from.
+        keep_head: Keep the checkpoint's classes, for the same data.
+    """
+
+    augmentation: str = "1x"
+    image_size: int = 800
+    max_size: int = 1333
+    group_by_aspect: bool = True
+    channels: int = 256
+    box_channels: int = 1024
+    mask_channels: int = 256
+    proposals: int = 1000
+    samples: int = 512
+    keep_head: bool = False
+
+    def __post_init__(self) -> None:
+        if self.augmentation not in SCHEDULES:
+            raise ValueError(f"augmentation must be one of {', '.join(SCHEDULES)}, got {self.augmentation!r}")
+        if not 32 <= self.image_size <= self.max_size:
+            raise ValueError(f"image_size must be from 32 to max_size, got {self.image_size} and {self.max_size}")
+        for name in ("channels", "box_channels", "mask_channels", "proposals", "samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+class DetectionBatch(NamedTuple):
+    """Images padded to one size, and what they are.
+
+    Attributes:
+        images: float32 (B, 3, H, W), zero where padded.
+        sizes: Height and width of each image in it.
+        targets: Boxes, labels and masks of each, for training.
+        originals: Height and width of each file.
+        ids: Of the annotation file.
+        files: Names of the files.
+    """
+
+    images: Tensor
+    sizes: tuple[tuple[int, int], ...]
+    targets: tuple[dict[str, Tensor], ...]
+    originals: tuple[tuple[int, int], ...]
+    ids: tuple[int, ...]
+    files: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        return len(self.files)
+
+    def to(self, device: torch.device) -> DetectionBatch:
+        images = self.images.to(device, non_blocking=True)
+        targets = tuple(
+            {name: t.to(device, non_blocking=True) for name, t in target.items()} for target in self.targets
+        )
+        return self._replace(images=images, targets=targets)
+
+
+def collate(samples: Sequence[dict[str, Any]]) -> DetectionBatch:
+    """Samples of any size → batch, padded below and on the right to a common multiple of 32."""
+    images = [sample["image"].as_subclass(Tensor) for sample in samples]
+    targets: list[dict[str, Tensor]] = [
+        {name: sample[name].as_subclass(Tensor) for name in ("boxes", "labels", "masks") if name in sample}
+        for sample in samples
+    ]
+    return DetectionBatch(
+        pad_together(images),
+        tuple((image.shape[1], image.shape[2]) for image in images),
+        tuple(target for target in targets if target),
+        tuple(sample["size"] for sample in samples),
+        tuple(sample["id"] for sample in samples),
+        tuple(sample["file"] for sample in samples),
+    )
+
+
+def pad_together(images: Sequence[Tensor]) -> Tensor:
+    """Images (3, h, w) → (B, 3, H, W), sides multiples of 32, zeros below and on the right."""
+    height, width = (-(-max(i.shape[axis] for i in images) // PAD_MULTIPLE) * PAD_MULTIPLE for axis in (1, 2))
+    return torch.stack([F.pad(i, (0, width - i.shape[2], 0, height - i.shape[1])) for i in images])
+
+
+class Detection:
+    """See `vmamba.tasks.protocol.Task`."""
+
+    name: ClassVar[str] = "detection"
+    metric: ClassVar[Metric] = Metric("mask_ap")
+    Options: ClassVar[type[Any]] = DetectionOptions
+
+    def __init__(self, job: Job, options: DetectionOptions) -> None:
+        self.job, self.options = job, options
+
+    @cached_property
+    def _train_data(self) -> CocoInstances:
+        transform = detection_training(self.options.augmentation, self.options.image_size, self.options.max_size)
+        return self._open("train", training=True, transform=transform)
+
+    @cached_property
+    def _val_data(self) -> CocoInstances:
+        transform = detection_evaluation(self.options.image_size, self.options.max_size)
+        return self._open("val", training=False, transform=transform)
+
+    def _open(self, split: str, **options: Any) -> CocoInstances:
+        data = CocoInstances(find_split(self.job.data, split), strict=self.job.strict, **options)
+        if self.job.rank == 0:
+            for note in data.notes:
+                print(f"vmamba: {note}", file=sys.stderr)
+        return data
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self._val_data.classes
+
+    def build_model(self) -> nn.Module:
+        job, options = self.job, self.options
+        if job.checkpoint is not None and kind_of(read_checkpoint(job.checkpoint, job.weights)) != "classification":
+            found = load_detector(job.checkpoint, job.model, weights=job.weights)
+            backbone = dataclasses.replace(found.config.backbone, **job.model_options)
+            model = MaskRCNN(dataclasses.replace(found.config, backbone=backbone))
+            model.load_state_dict(found.state_dict())
+            if not options.keep_head:
+                model.reset_classes(self.labels)
+            elif len(model.config.classes) != len(self.labels):
+                raise CheckpointError(
+                    f"{job.checkpoint}: knows {len(model.config.classes)} classes, the data have {len(self.labels)}; "
+                    "train fresh classes (keep_head: false), or give the data that it was trained on"
+                )
+            return model
+        config = MaskRCNNConfig(
+            backbone_config(job),
+            self.labels,
+            options.channels,
+            options.box_channels,
+            options.mask_channels,
+            options.proposals,
+            options.samples,
+        )
+        model = MaskRCNN(config)
+        load_backbone(model.backbone, job)
+        return model
+
+    def train_loader(self) -> Loader:
+        data = self._train_data
+        if data.category_ids != self._val_data.category_ids:
+            raise ValueError(f"{self.job.data}: the training and the validation annotations differ in their categories")
+        upright = [p.height > p.width and self.options.group_by_aspect for p in data.pictures]
+        return AspectGroupedLoader(data, collate, training=True, upright=upright, **self._share())
+
+    def val_loader(self) -> Loader:
+        return IndexedLoader(self._val_data, collate, training=False, **self._share())
+
+    def _share(self) -> dict[str, Any]:
+        names = ("batch_size", "seed", "rank", "world_size", "workers", "strict")
+        return {name: getattr(self.job, name) for name in names}
+
+    def loss(self, model: nn.Module, batch: DetectionBatch) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = model(batch.images, batch.sizes, batch.targets)
+        return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+
+    def evaluate(
+        self, model: nn.Module, batches: Iterable[DetectionBatch], output: Path | None = None
+    ) -> dict[str, float]:
+        found: list[dict[str, Any]] = []
+        for batch in batches:
+            for i, detections in enumerate(model(batch.images, batch.sizes)):
+                (height, width), original = batch.sizes[i], batch.originals[i]
+                boxes, masks = detections.in_image(original, (height / original[0], width / original[1]))
+                found += as_results(
+                    batch.ids[i], boxes, detections.scores, detections.labels, masks, self._val_data.category_ids
+                )
+        everything = [found]
+        if dist.is_initialized():
+            everything = [[] for _ in range(dist.get_world_size())]
+            dist.all_gather_object(everything, found)
+        together = [result for part in everything for result in part]
+        return average_precision(self._val_data.split.annotations, together, output if self.job.rank == 0 else None)
+
+    def export(self, model: nn.Module, folder: Path) -> list[Path]:
+        assert isinstance(model, MaskRCNN)
+        weights = save_dense(model, folder / "model.safetensors")
+        return [weights, weights.with_suffix(".json")]

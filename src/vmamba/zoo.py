@@ -1,0 +1,171 @@
+"""Models by name, registered in timm."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
+from torch import nn
+
+from vmamba.checkpoints.authors import to_our_names
+from vmamba.checkpoints.download import download
+from vmamba.checkpoints.loading import load_weights
+from vmamba.checkpoints.reading import Weights, read_checkpoint
+from vmamba.checkpoints.recognition import identify
+from vmamba.checkpoints.saving import config_path, load_config
+from vmamba.errors import CheckpointError
+from vmamba.model.backbone import VMamba
+from vmamba.model.config import VMambaConfig
+from vmamba.model.variants import VARIANTS
+
+default_cfgs = generate_default_cfgs(
+    {
+        name: {
+            "url": variant.url,
+            "num_classes": 1000,
+            "input_size": (3, 224, 224),
+            "pool_size": (7, 7),
+            "crop_pct": 0.875,
+            "interpolation": "bicubic",
+            "mean": IMAGENET_DEFAULT_MEAN,
+            "std": IMAGENET_DEFAULT_STD,
+            "first_conv": "stem.conv1",
+            "classifier": "head.fc",
+            "license": "mit",
+            "paper_name": "VMamba: Visual State Space Model",
+            "paper_ids": "arXiv:2401.10166",
+            "origin_url": "https://github.com/MzeroMiko/VMamba" if variant.url else "",
+        }
+        for name, variant in VARIANTS.items()
+    }
+)
+
+
+def _create(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """What timm calls: options of `VMambaConfig` shape the model, the others go to `VMamba`."""
+    options = {field.name for field in dataclasses.fields(VMambaConfig)}
+
+    def build(**model_kwargs: Any) -> VMamba:
+        overrides = {key: model_kwargs.pop(key) for key in options & model_kwargs.keys()}
+        return VMamba(dataclasses.replace(VARIANTS[name].config, **overrides), **model_kwargs)
+
+    stages = len(kwargs.get("depths", VARIANTS[name].config.depths))
+    feature_cfg: dict[str, Any] = {"out_indices": tuple(range(stages)), "flatten_sequential": True}
+    if kwargs.get("stage_norms"):
+        feature_cfg |= {"feature_cls": "getter", "norm": True}
+    overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
+    if pretrained and "state_dict" not in overlay:
+        # The authors' files hold more than tensors: read here, never by a plain unpickler.
+        state_dict = _pretrained_weights(name, overlay, kwargs)
+        overlay |= {"state_dict": state_dict} if state_dict else {}
+    model: nn.Module = build_model_with_cfg(
+        build,
+        name,
+        pretrained,
+        pretrained_cfg_overlay=overlay,
+        pretrained_filter_fn=lambda state_dict, _: to_our_names(state_dict),
+        feature_cfg=feature_cfg,
+        **kwargs,
+    )
+    cast(dict[str, Any], model.pretrained_cfg).pop("state_dict", None)
+    return model
+
+
+def _pretrained_weights(name: str, overlay: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    """The checkpoint that timm's settings point to, unless it is timm's own business (a hub or a local folder)."""
+    cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), overlay)
+    if cfg.source or (cfg.hf_hub_id and not cfg.file):
+        return None
+    if not cfg.file and not cfg.url:
+        trained = ", ".join(n for n, variant in VARIANTS.items() if variant.url)
+        raise ValueError(f"{name} has no published weights; models that do: {trained}")
+    return read_checkpoint(cfg.file or download(cfg.url, directory=kwargs.get("cache_dir")))
+
+
+def _register(name: str) -> None:
+    def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return _create(name, pretrained, **kwargs)
+
+    entrypoint.__name__ = entrypoint.__qualname__ = name
+    register_model(entrypoint)
+
+
+for _name in VARIANTS:
+    _register(_name)
+
+
+def list_models() -> list[str]:
+    """Names of the registered models, the authors' first."""
+    return list(VARIANTS)
+
+
+def create_model(
+    name: str, *, pretrained: bool = False, checkpoint: str | Path | None = None, **overrides: Any
+) -> nn.Module:
+    """Create a model by name; ``timm.create_model`` gives the same once `vmamba` is imported.
+
+    Args:
+        name: One of `list_models`.
+        pretrained: Load the authors' ImageNet-1K weights, downloaded once into torch's hub cache.
+        checkpoint: Load these weights instead; see `load_weights`.
+        **overrides: Fields of `VMambaConfig` (``num_classes=0``, ``in_chans=1``, ``drop_path_rate=0.2`` …), options
+            of `VMamba`, and those of ``timm.create_model`` (``features_only=True``, ``out_indices=…`` …).
+
+    Raises:
+        ValueError: For an unknown name (the nearest is suggested), impossible options, both `pretrained` and
+            `checkpoint`, or `pretrained` for a model without published weights.
+        TypeError: For an option that nobody takes.
+        CheckpointError: If the checkpoint cannot be read or does not fit.
+        DownloadError: If the weights cannot be fetched.
+    """
+    if name not in VARIANTS:
+        near = difflib.get_close_matches(name, VARIANTS, n=1)
+        hint = f"do you mean {near[0]!r}?" if near else f"choose one of {', '.join(VARIANTS)}"
+        raise ValueError(f"unknown model {name!r}; {hint}")
+    if pretrained and checkpoint is not None:
+        raise ValueError("give either pretrained=True or a checkpoint, not both")
+    model: nn.Module = timm.create_model(name, pretrained=pretrained, **overrides)
+    if checkpoint is not None:
+        load_weights(model, checkpoint)
+    return model
+
+
+def model_from_checkpoint(
+    checkpoint: str | Path, name: str | None = None, *, weights: Weights = "auto", config: VMambaConfig | None = None
+) -> VMamba:
+    """The classifier that a checkpoint belongs to, with its weights.
+
+    Its architecture is what is given: `config`, or the model `name`. Otherwise it is the configuration beside the file
+    (``.json``), or the registered variant whose entries it has. The number of classes is the checkpoint's.
+
+    Args:
+        checkpoint: Path of a ``.safetensors`` or ``torch.save`` file.
+        name: One of `list_models`.
+        weights: See `read_checkpoint`.
+        config: An architecture.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be read, fits no known variant, or does not fit the one named.
+        ValueError: For an unknown name.
+    """
+    state_dict = to_our_names(read_checkpoint(checkpoint, weights))
+    if config is None and name is None:
+        config, name = load_config(checkpoint), identify(state_dict)
+        if config is None and name is None:
+            raise CheckpointError(
+                f"{checkpoint}: fits none of the known variants and has no {config_path(checkpoint).name} beside it; "
+                "say which model it is"
+            )
+    head = state_dict.get("head.fc.weight")
+    classes = 0 if head is None else head.shape[0]
+    if config is not None:
+        model = VMamba(dataclasses.replace(config, num_classes=classes))
+    else:
+        model = cast(VMamba, create_model(str(name), num_classes=classes))
+    load_weights(model, state_dict)
+    return model

@@ -1,0 +1,184 @@
+"""The Triton kernels against the definition in float64: on a GPU where there is one, else in Triton's interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from support.golden import relative_error
+from support.operands import selective_operands, ss2d_operands
+from vmamba.ops import select, selective_scan, ss2d_scan, use_backend
+from vmamba.ops.backends import reference
+from vmamba.ops.routes import PATTERNS
+
+triton = pytest.importorskip("triton")
+
+from support.interpreter import scan_whole_slices  # noqa: E402
+from vmamba.ops.backends import triton as kernels  # noqa: E402
+from vmamba.ops.backends.triton import selective_scan as selective_kernels  # noqa: E402
+from vmamba.ops.backends.triton import selective_scan_backward as selective_backward_kernels  # noqa: E402
+from vmamba.ops.backends.triton import ss2d_scan as ss2d_kernels  # noqa: E402
+from vmamba.ops.backends.triton import ss2d_scan_backward as ss2d_backward_kernels  # noqa: E402
+from vmamba.ops.backends.triton import tiles  # noqa: E402
+
+DEVICE = "cpu" if tiles.INTERPRETED else "cuda"
+# One patch, a row of patches, several both ways, with a remainder.
+GRIDS = [(1, 1), (3, 4), (1, 9), (5, 6)]
+# Storage rounds x once on the way in and y once on the way out; gradients collect several such roundings.
+TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
+
+
+@pytest.fixture(autouse=True)
+def triton_answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Patches and blocks small enough for images of a few tokens to need several."""
+    if tiles.INTERPRETED:
+        monkeypatch.setattr(ss2d_kernels, "tile", lambda *sizes: ({"P": 4, "BLOCK": 4}, 1))
+        monkeypatch.setattr(ss2d_kernels, "CHAIN", (2, 2))
+        monkeypatch.setattr(ss2d_backward_kernels, "TILE", (4, 4, 1))
+        monkeypatch.setattr(selective_kernels, "TILE", (4, 4, 1))
+        monkeypatch.setattr(selective_backward_kernels, "TILE", (2, 4, 1))
+        scan_whole_slices(monkeypatch)
+    with use_backend("triton"):
+        yield
+
+
+def truth_and_result(operands: list[Tensor], pattern: str) -> tuple[list[Tensor], list[Tensor]]:
+    """Output and gradients of the float64 definition, by autograd, and of the operator as it is."""
+    leaves = [t.detach().to(DEVICE).requires_grad_() for t in operands]
+    exact = [t.detach().double().requires_grad_() for t in operands]
+    dy = torch.randn(operands[0].shape, generator=torch.Generator().manual_seed(1)).to(operands[0].dtype)
+    y_exact = reference.ss2d_scan(*exact, pattern)
+    truth = [y_exact.detach(), *torch.autograd.grad(y_exact, exact, dy.double())]
+    y = ss2d_scan(*leaves, pattern)
+    return truth, [t.cpu() for t in (y.detach(), *torch.autograd.grad(y, leaves, dy.to(DEVICE)))]
+
+
+def check(operands: list[Tensor], pattern: str = "cross") -> None:
+    tolerance = TOLERANCE[operands[0].dtype]
+    names = ("y", "x", "dbc", "dt_weight", "A", "D", "dt_bias")
+    for name, expected, got, like in zip(
+        names, *truth_and_result(operands, pattern), [operands[0], *operands], strict=True
+    ):
+        assert got.dtype == like.dtype
+        assert relative_error(got, expected) < tolerance, name
+
+
+@pytest.mark.parametrize(("grid", "states"), [(grid, 1) for grid in GRIDS] + [((3, 4), 3), ((5, 2), 2)], ids=str)
+def test_ss2d(grid: tuple[int, int], states: int) -> None:
+    check(ss2d_operands(2, *grid, 6, states, 2, "cross", torch.float32))
+
+
+@pytest.mark.parametrize("grid", [(3, 4), (5, 2)], ids=str)
+@pytest.mark.parametrize("pattern", [name for name in PATTERNS if name != "cross"])
+def test_patterns(pattern: str, grid: tuple[int, int]) -> None:
+    check(ss2d_operands(1, *grid, 5, 1, 3, pattern, torch.float32), pattern)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_storage_types(dtype: torch.dtype) -> None:
+    check(ss2d_operands(1, 5, 3, 6, 1, 2, "cross", dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_storage_as_under_autocast(dtype: torch.dtype) -> None:
+    operands = ss2d_operands(1, 4, 3, 4, 1, 2, "cross", torch.float32)
+    check([*(t.to(dtype) for t in operands[:2]), *operands[2:]])
+
+
+def test_weights_keep_their_bits_beside_half_precision_activations() -> None:
+    """Only x and dbc are stored in bfloat16, and given: what is computed from them is exact to float32 until stored."""
+    operands = ss2d_operands(1, 3, 4, 4, 1, 2, "cross", torch.float32)
+    operands[1] = operands[1].bfloat16()
+    y = kernels.ss2d_scan(*(t.to(DEVICE) for t in operands), "cross")
+    assert relative_error(y.cpu(), reference.ss2d_scan(*(t.double() for t in operands), "cross")) < 2e-5
+
+
+@pytest.mark.parametrize("step", [50.0, -50.0], ids=["large Δ", "tiny Δ"])
+def test_extreme_steps_stay_finite_and_right(step: float) -> None:
+    operands = ss2d_operands(1, 5, 4, 4, 2, 2, "cross", torch.float32, step=step)
+    for expected, got in zip(*truth_and_result(operands, "cross"), strict=True):
+        assert got.isfinite().all()
+        assert relative_error(got, expected) < 1e-5  # Δ of exp(-50): rounding z changes it by 50 · 2^-24
+
+
+def test_long_steps_leave_short_ones_their_bits() -> None:
+    """The state is forgotten at every fifth token, where Δ is 10⁴ times as long; nothing else may change."""
+    operands = ss2d_operands(1, 5, 6, 4, 1, 2, "cross", torch.float32)
+    x, dbc, weight = operands[:3]
+    weight.fill_(0.5)
+    x.flatten(1, 2)[:, 2::5] = 0
+    dbc.flatten(1, 2)[:, 2::5, :, :2] = 1e4
+    for expected, got in zip(*truth_and_result(operands, "cross"), strict=True):
+        assert relative_error(got, expected) < TOLERANCE[torch.float32]
+
+
+def test_non_contiguous_operands() -> None:
+    operands = ss2d_operands(2, 3, 4, 4, 1, 3, "cross", torch.float32)
+    check([t.transpose(0, -1).contiguous().transpose(0, -1) for t in operands])
+
+
+def test_gradients_are_the_same_bit_for_bit() -> None:
+    operands = [t.to(DEVICE) for t in ss2d_operands(2, 4, 3, 12, 1, 2, "cross", torch.bfloat16)]
+    first = kernels.ss2d_scan_backward(operands[0], *operands, "cross")
+    for a, b in zip(first, kernels.ss2d_scan_backward(operands[0], *operands, "cross"), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_blocks_of_channels_share_the_gradient_of_dbc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few programs with several blocks each, or one program per block: the same sums."""
+    operands = [t.to(DEVICE) for t in ss2d_operands(1, 4, 3, 12, 1, 2, "cross", torch.float32)]
+    expected = reference.ss2d_scan_backward(*(t.cpu().double() for t in (operands[0], *operands)), "cross")
+    for programs in (1, 1024):
+        monkeypatch.setattr(ss2d_backward_kernels, "ENOUGH_PROGRAMS", programs)
+        got = kernels.ss2d_scan_backward(operands[0], *operands, "cross")
+        assert all(relative_error(a.cpu(), b) < 5e-6 for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("length", "states", "groups", "optional"),
+    [(1, 1, 1, True), (3, 1, 8, True), (4, 2, 2, True), (37, 3, 1, True), (7, 1, 2, False)],  # up to three chunks
+)
+def test_selective_scan(length: int, states: int, groups: int, optional: bool) -> None:
+    operands = selective_operands(2, 8, length, states, groups, torch.float32)
+    if not optional:
+        operands["delta"] = operands["delta"].abs()
+        del operands["D"], operands["delta_bias"]
+    exact = {n: t.double().requires_grad_() for n, t in operands.items()}
+    leaves = {n: t.to(DEVICE).requires_grad_() for n, t in operands.items()}
+    with use_backend("reference"):
+        truth = selective_scan(**exact, delta_softplus=optional, return_last_state=True)
+    dy, dlast = (torch.randn(t.shape) for t in truth)
+    truth = [*truth, *torch.autograd.grad(truth, exact.values(), (dy.double(), dlast.double()))]
+    result = selective_scan(**leaves, delta_softplus=optional, return_last_state=True)
+    result = [*result, *torch.autograd.grad(result, leaves.values(), (dy.to(DEVICE), dlast.to(DEVICE)))]
+    for expected, got in zip(truth, result, strict=True):
+        assert relative_error(got.cpu(), expected) < TOLERANCE[torch.float32]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
+def test_opcheck() -> None:
+    operands = [t.to(DEVICE).requires_grad_() for t in ss2d_operands(1, 3, 5, 4, 1, 2, "cross", torch.float32)]
+    torch.library.opcheck(torch.ops.vmamba.ss2d_scan.default, (*operands, "cross"), atol=1e-4, rtol=1e-4)
+
+
+def test_float64_is_left_to_chunked() -> None:
+    operands = [t.to(DEVICE) for t in ss2d_operands(1, 3, 4, 4, 1, 2, "cross")]
+    y = ss2d_scan(*operands)
+    assert y.dtype == torch.float64
+    assert relative_error(y.cpu(), reference.ss2d_scan(*(t.cpu() for t in operands), "cross")) < 1e-12
+
+
+def test_it_answers_on_a_gpu() -> None:
+    with use_backend("triton"):
+        assert select(torch.device("cpu")).name == "triton"
+    assert kernels.describe().startswith(f"kernels of Triton {triton.__version__}")
+
+
+def test_other_devices_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "INTERPRETED", False)
+    with pytest.raises(ValueError, match="the triton kernels run on a GPU, the operands are on cpu") as caught:
+        ss2d_scan(*ss2d_operands(1, 2, 2, 4, 1, 2, "cross", torch.float32))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,59 @@
+"""COCO's evaluation equals pycocotools."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from vmamba.data.coco import find_split
+from vmamba.data.shapes import CATEGORY_IDS, pictures, write_shapes
+from vmamba.tasks.detection.average_precision import as_results, average_precision
+
+
+def test_equal_to_pycocotools(tmp_path: Path) -> None:
+    write_shapes(tmp_path, train=1, val=40, side=64)
+    annotations = find_split(tmp_path / "coco", "val").annotations
+    torch.manual_seed(0)
+    results = []
+    for i, (picture, shapes) in enumerate(pictures(40, 64, seed=1)):
+        masks, labels = [], []
+        for shape in shapes:
+            for _ in range(2):  # moved a little, sometimes of another class
+                moved = torch.from_numpy(shape.mask.copy()).roll(tuple(torch.randint(-4, 5, (2,)).tolist()), (0, 1))
+                masks.append(moved)
+                labels.append(shape.label if torch.rand(()) < 0.7 else int(torch.randint(4, ())))
+        if masks:
+            stack = torch.stack(masks)
+            boxes = torch.tensor([[*m.nonzero().amin(0).flip(0), *(m.nonzero().amax(0) + 1).flip(0)] for m in masks])
+            scores = torch.rand(len(masks))
+            results += as_results(1 + 3 * i, boxes.float(), scores, torch.tensor(labels), stack, CATEGORY_IDS)
+            assert stack.shape[1:] == (picture.height, picture.width)
+    numbers = average_precision(annotations, results, tmp_path / "out")
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(annotations))
+        for kind, prefix, other in (("bbox", "box", "segmentation"), ("segm", "mask", "bbox")):
+            found = truth.loadRes([{k: v for k, v in r.items() if k != other} for r in results])
+            evaluation = COCOeval(truth, found, kind)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+            expected = [100 * v for v in evaluation.stats[:4]]
+            got = [numbers[f"{prefix}_{name}"] for name in ("ap", "ap50", "ap75", "ap_small")]
+            assert got == pytest.approx(expected, abs=1e-6)
+            assert 5 < expected[0] < 90
+    assert json.loads((tmp_path / "out" / "detections.json").read_text()) == results
+    rows = (tmp_path / "out" / "average_precision.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["class", "disc", "square", "triangle", "star"]
+
+
+def test_nothing_found_is_zero(tmp_path: Path) -> None:
+    write_shapes(tmp_path, train=1, val=2, side=64)
+    numbers = average_precision(find_split(tmp_path / "coco", "val").annotations, [])
+    assert numbers["box_ap"] == numbers["mask_ap50"] == 0

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+import vmamba
+from support.golden import GOLDEN, synthetic_state_dict
+from vmamba import zoo
+from vmamba.errors import CheckpointError
+
+PUBLISHED = {entry["model"]: entry for entry in json.loads((GOLDEN / "published.json").read_text())["classification"]}
+RELEASED = [name for name in vmamba.list_models() if name in PUBLISHED]
+
+
+def test_all_models_are_registered_in_timm() -> None:
+    assert len(RELEASED) == 9
+    assert vmamba.list_models() == [*RELEASED, "vmamba_nano", "vmamba_pico"]
+    assert set(vmamba.list_models()) <= set(timm.list_models())
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_published_addresses_and_results(name: str) -> None:
+    variant = zoo.VARIANTS[name]
+    assert variant.url == PUBLISHED[name]["checkpoint"]
+    assert variant.top1 == PUBLISHED[name]["top1"]
+    assert timm.get_pretrained_cfg(name).url == PUBLISHED[name]["checkpoint"]
+
+
+@pytest.mark.parametrize(("name", "millions"), [("vmamba_nano", 7), ("vmamba_pico", 1)])
+def test_sizes_of_our_own_models(name: str, millions: int) -> None:
+    parameters = sum(p.numel() for p in vmamba.create_model(name).parameters())
+    assert abs(parameters / 1e6 - millions) < 0.1
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(ValueError, match="unknown model 'vmamba_tiny_s1l9'; do you mean 'vmamba_tiny_s1l8'"):
+        vmamba.create_model("vmamba_tiny_s1l9")
+    with pytest.raises(ValueError, match="unknown model 'qqq'; choose one of vanilla_vmamba_tiny, "):
+        vmamba.create_model("qqq")
+
+
+def test_models_without_published_weights_say_so() -> None:
+    with pytest.raises(ValueError, match="vmamba_pico has no published weights; models that do: vanilla_vmamba_tiny"):
+        vmamba.create_model("vmamba_pico", pretrained=True)
+    with pytest.raises(ValueError, match="either pretrained=True or a checkpoint, not both"):
+        vmamba.create_model("vmamba_tiny_s1l8", pretrained=True, checkpoint="x.pth")
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    requests: list[str] = []  # noqa: RUF012
+
+    def log_message(self, format: str, *args: Any) -> None:
+        self.requests.append(self.path)
+
+
+@pytest.fixture
+def release(
+    tmp_path: Path, released: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dict[str, torch.Tensor]]:
+    """A stand-in for the authors' releases that serves weights for vmamba_tiny_s1l8; an empty hub cache."""
+    weights = synthetic_state_dict(released["vmamba_tiny_s1l8"]["state_dict"])
+    served = tmp_path / "served"
+    served.mkdir()
+    torch.save({"model": weights, "epoch": 264}, served / "weights.pth")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), lambda *args: Quiet(*args, directory=str(served)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_port}/weights.pth"
+    monkeypatch.setattr(timm.get_pretrained_cfg("vmamba_tiny_s1l8"), "url", url, raising=False)
+    monkeypatch.setattr(zoo, "resolve_pretrained_cfg", lambda *_: timm.models.PretrainedCfg(url=url))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    Quiet.requests.clear()
+    yield weights
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_pretrained_downloads_once_and_adapts(release: dict[str, torch.Tensor]) -> None:
+    head = release["classifier.head.weight"]
+    model = timm.create_model("vmamba_tiny_s1l8", pretrained=True)
+    assert torch.equal(model.head.fc.weight, head)
+    assert "state_dict" not in model.pretrained_cfg
+    fewer = vmamba.create_model("vmamba_tiny_s1l8", pretrained=True, num_classes=5, in_chans=1)
+    assert fewer.head.fc.weight.shape[0] == 5
+    torch.testing.assert_close(fewer.stem.conv1.weight, release["patch_embed.0.weight"].sum(1, keepdim=True))
+    features = timm.create_model("vmamba_tiny_s1l8", pretrained=True, features_only=True)
+    assert torch.equal(features.stem.conv1.weight, release["patch_embed.0.weight"])
+    assert Quiet.requests == ["/weights.pth"]
+
+
+def test_checkpoint_argument(tmp_path: Path, released: dict[str, Any]) -> None:
+    weights = synthetic_state_dict(released["vmamba_tiny_s1l8"]["state_dict"])
+    torch.save({"model": weights}, tmp_path / "weights.pth")
+    model = vmamba.create_model("vmamba_tiny_s1l8", checkpoint=tmp_path / "weights.pth")
+    assert torch.equal(model.head.fc.weight, weights["classifier.head.weight"])
+    with pytest.raises(CheckpointError, match="does not fit vmamba_pico, it looks like vmamba_tiny_s1l8"):
+        vmamba.create_model("vmamba_pico", checkpoint=tmp_path / "weights.pth")
+    local = timm.create_model(
+        "vmamba_tiny_s1l8", pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "weights.pth")}
+    )
+    assert torch.equal(local.head.fc.weight, weights["classifier.head.weight"])
