@@ -14,9 +14,7 @@ namespace {
 constexpr float kRound = 0x1.8p23f;  // adding it rounds to an integer, which then sits in the low bits
 
 // v * 2^n, for n as left by adding kRound and a result that is normal.
-VMAMBA_INLINE f32v scale_by_power(f32v v, f32v rounded) {
-  return (f32v)((i32v)v + (i32v)((u32v)rounded << 23));
-}
+VMAMBA_INLINE f32v scale_by_power(f32v v, f32v rounded) { return (f32v)((i32v)v + (i32v)((u32v)rounded << 23)); }
 
 // 2^t; below 2^-125 it stays there, above 2^128 it is infinite.
 template <int M>

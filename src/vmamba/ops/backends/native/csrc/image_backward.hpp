@@ -33,10 +33,10 @@ struct ParameterSums {
 
   int64_t route_size() const { return (rank + states + 1) * width; }
   int64_t size() const { return routes * route_size() + width; }
-  T* weight(T* at, int64_t k) const { return at + k * route_size(); }             // (R, w)
-  T* A(T* at, int64_t k) const { return weight(at, k) + rank * width; }           // (N, w)
+  T* weight(T* at, int64_t k) const { return at + k * route_size(); }                  // (R, w)
+  T* A(T* at, int64_t k) const { return weight(at, k) + rank * width; }                // (N, w)
   T* bias(T* at, int64_t k) const { return weight(at, k) + (rank + states) * width; }  // (w)
-  T* skip(T* at) const { return at + routes * route_size(); }                     // (w)
+  T* skip(T* at) const { return at + routes * route_size(); }                          // (w)
 };
 
 // Memory of one thread, cut into its parts.
@@ -182,17 +182,57 @@ void image_backward(const ImageScan& s, const ImageGradients& g) {
       zero(share, sums.size());
       for (int64_t k = 0; k < s.routes; ++k) {
         const BlockParameters<T> p = parameters(block, k);
-        RouteBackward<T, S> route{s, p, scratch, Walk{s.route[k], s.height, s.width},
+        RouteBackward<T, S> route{s,
+                                  p,
+                                  scratch,
+                                  Walk{s.route[k], s.height, s.width},
                                   static_cast<const S*>(s.dbc) + (image * s.tokens() * s.routes + k) * s.row(),
-                                  part + k * s.row(), sums.weight(share, k), {}, {}, {}, {}, {}, {}};
-        route.scan = {0, width, s.states, s.channels - first, true, route.state_rows,
-                      static_cast<const S*>(s.x) + pixels, nullptr, route.offset, scratch.step, scratch.state, p.rate,
+                                  part + k * s.row(),
+                                  sums.weight(share, k),
+                                  {},
+                                  {},
+                                  {},
+                                  {},
+                                  {},
+                                  {}};
+        route.scan = {0,
+                      width,
+                      s.states,
+                      s.channels - first,
+                      true,
+                      route.state_rows,
+                      static_cast<const S*>(s.x) + pixels,
+                      nullptr,
+                      route.offset,
+                      scratch.step,
+                      scratch.state,
+                      p.rate,
                       nullptr};
-        route.adjoint = {0, width, s.states, s.channels - first, true, route.state_rows, route.scan.x,
-                         static_cast<const S*>(g.dy) + pixels, static_cast<T*>(g.dx) + pixels, route.offset,
-                         scratch.step, scratch.slope, scratch.decay, scratch.carried, scratch.weighted, scratch.dz,
-                         nullptr, scratch.push, p.rate, p.A, parameters.skip(block), scratch.sums, sums.A(share, k),
-                         sums.bias(share, k), sums.skip(share)};
+        route.adjoint = {0,
+                         width,
+                         s.states,
+                         s.channels - first,
+                         true,
+                         route.state_rows,
+                         route.scan.x,
+                         static_cast<const S*>(g.dy) + pixels,
+                         static_cast<T*>(g.dx) + pixels,
+                         route.offset,
+                         scratch.step,
+                         scratch.slope,
+                         scratch.decay,
+                         scratch.carried,
+                         scratch.weighted,
+                         scratch.dz,
+                         nullptr,
+                         scratch.push,
+                         p.rate,
+                         p.A,
+                         parameters.skip(block),
+                         scratch.sums,
+                         sums.A(share, k),
+                         sums.bias(share, k),
+                         sums.skip(share)};
         for (int64_t begin = 0; begin < s.tokens(); begin += route.walk.segment()) route.segment(begin, k == 0);
       }
     });

@@ -97,8 +97,18 @@ void image_forward_chained(const ImageScan& s, T* y) {
     const T *rows[kTile], *state_rows[kTile];
 
     const int64_t pixels = image * s.tokens() * s.channels + first;
-    const ScanTile<T, S> tile{smaller(walk.tile(), walk.segment() - begin), width, s.states, s.channels - first, true,
-                              state_rows, static_cast<const S*>(s.x) + pixels, y + pixels, offset, step, state, p.rate,
+    const ScanTile<T, S> tile{smaller(walk.tile(), walk.segment() - begin),
+                              width,
+                              s.states,
+                              s.channels - first,
+                              true,
+                              state_rows,
+                              static_cast<const S*>(s.x) + pixels,
+                              y + pixels,
+                              offset,
+                              step,
+                              state,
+                              p.rate,
                               parameters.skip(block)};
     walk.tokens(segment * walk.segment() + begin, tile.count, tokens);
     tile_rows<T>(static_cast<const S*>(s.dbc) + (image * s.tokens() * s.routes + k) * s.row(), s.routes * s.row(),

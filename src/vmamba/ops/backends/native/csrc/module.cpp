@@ -68,8 +68,9 @@ SequenceScan sequence_scan(int storage, int threads, bool softplus, const Sizes&
 NB_MODULE(_native, m) {
   m.doc() = "CPU kernels of the scans; use vmamba.ops.";
   m.def("instruction_sets", &instruction_sets, "Instruction sets this processor runs, the best first.");
-  m.def("adopt_openmp", [](const std::string& library) { return adopt_openmp(library.c_str()); }, nb::arg("library"),
-        "Run on the threads of the OpenMP runtime that a loaded library is linked with; False if there is none.");
+  m.def(
+      "adopt_openmp", [](const std::string& library) { return adopt_openmp(library.c_str()); }, nb::arg("library"),
+      "Run on the threads of the OpenMP runtime that a loaded library is linked with; False if there is none.");
   m.def("poison_memory", &poison_memory, nb::arg("on"), "For tests: working memory starts as NaN.");
   m.def(
       "ss2d_scan",
@@ -109,8 +110,8 @@ NB_MODULE(_native, m) {
         nb::gil_scoped_release release;
         kernels.sequence_forward(s, reinterpret_cast<void*>(y), reinterpret_cast<void*>(last));
       },
-      nb::arg("isa"), nb::arg("storage"), nb::arg("threads"), nb::arg("softplus"), nb::arg("sizes"),
-      nb::arg("inputs"), nb::arg("y"), nb::arg("last"));
+      nb::arg("isa"), nb::arg("storage"), nb::arg("threads"), nb::arg("softplus"), nb::arg("sizes"), nb::arg("inputs"),
+      nb::arg("y"), nb::arg("last"));
   m.def(
       "selective_scan_backward",
       [](const std::string& isa, int storage, int threads, bool softplus, const Sizes& sizes, const Addresses& in,
@@ -129,6 +130,6 @@ NB_MODULE(_native, m) {
         nb::gil_scoped_release release;
         kernels.sequence_backward(s, g);
       },
-      nb::arg("isa"), nb::arg("storage"), nb::arg("threads"), nb::arg("softplus"), nb::arg("sizes"),
-      nb::arg("inputs"), nb::arg("dy"), nb::arg("dlast"), nb::arg("gradients"));
+      nb::arg("isa"), nb::arg("storage"), nb::arg("threads"), nb::arg("softplus"), nb::arg("sizes"), nb::arg("inputs"),
+      nb::arg("dy"), nb::arg("dlast"), nb::arg("gradients"));
 }

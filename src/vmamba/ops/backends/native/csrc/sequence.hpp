@@ -126,8 +126,8 @@ struct SequenceTask {
   }
 
   ScanTile<T, T> scan_tile_of(int64_t count) const {
-    return {count, width, s.states, width, s.softplus, rows, scratch.x, scratch.y, offset, scratch.z, scratch.state,
-            p.rate, p.skip};
+    return {count,     width,  s.states,  width,         s.softplus, rows,  scratch.x,
+            scratch.y, offset, scratch.z, scratch.state, p.rate,     p.skip};
   }
 };
 
@@ -183,17 +183,37 @@ void sequence_backward(const SequenceScan& s, const SequenceGradients& g) {
 
     const T* dlast = static_cast<const T*>(g.dlast) + channel * s.states;
     for (int64_t n = 0; n < s.states; ++n)
-      for (int64_t d = 0; d < width; ++d)
-        scratch.push[n * width + d] = d < task.valid ? dlast[d * s.states + n] : T(0);
+      for (int64_t d = 0; d < width; ++d) scratch.push[n * width + d] = d < task.valid ? dlast[d * s.states + n] : T(0);
     for (int64_t at = (s.length - 1) / kTile * kTile; at >= 0; at -= kTile, start -= state_size) {
       const int64_t count = smaller(kTile, s.length - at);
       task.open(at, count);
       tile_in<T>(scratch.dy, width, dy + at, s.length, task.valid, count, nullptr);
       for (int64_t i = 0; i < 2 * s.states * kTile * kLanes<T>; ++i) scratch.sums[i] = 0;
-      adjoint_tile<true>(AdjointTile<T, T>{
-          count, width, s.states, width, s.softplus, task.rows, scratch.x, scratch.dy, scratch.y, task.offset,
-          scratch.z, scratch.slope, scratch.decay, scratch.carried, scratch.weighted, scratch.dz, start, scratch.push,
-          task.p.rate, task.p.A, task.p.skip, scratch.sums, share, share + state_size, share + state_size + width});
+      adjoint_tile<true>(AdjointTile<T, T>{count,
+                                           width,
+                                           s.states,
+                                           width,
+                                           s.softplus,
+                                           task.rows,
+                                           scratch.x,
+                                           scratch.dy,
+                                           scratch.y,
+                                           task.offset,
+                                           scratch.z,
+                                           scratch.slope,
+                                           scratch.decay,
+                                           scratch.carried,
+                                           scratch.weighted,
+                                           scratch.dz,
+                                           start,
+                                           scratch.push,
+                                           task.p.rate,
+                                           task.p.A,
+                                           task.p.skip,
+                                           scratch.sums,
+                                           share,
+                                           share + state_size,
+                                           share + state_size + width});
       tile_out(static_cast<T*>(g.du) + channel * s.length + at, s.length, scratch.y, width, task.valid, count);
       tile_out(static_cast<T*>(g.ddelta) + channel * s.length + at, s.length, scratch.dz, width, task.valid, count);
       for (int64_t n = 0; n < 2 * s.states; ++n)
@@ -221,8 +241,7 @@ void sequence_backward(const SequenceScan& s, const SequenceGradients& g) {
       for (int64_t i = 0; i < share_size; ++i) total[i] += total[sequence * blocks.count * share_size + i];
     for (int64_t d = 0; d < blocks.valid(block); ++d) {
       const int64_t channel = blocks.first(block) + d;
-      for (int64_t n = 0; n < s.states; ++n)
-        static_cast<T*>(g.dA)[channel * s.states + n] = total[n * width + d];
+      for (int64_t n = 0; n < s.states; ++n) static_cast<T*>(g.dA)[channel * s.states + n] = total[n * width + d];
       static_cast<T*>(g.dbias)[channel] = total[s.states * width + d];
       static_cast<T*>(g.dD)[channel] = total[(s.states + 1) * width + d];
     }

@@ -93,9 +93,7 @@ VMAMBA_INLINE V at_most(V bound, V x) {
   return bound < x ? bound : x;
 }
 
-VMAMBA_INLINE f32v widen(u16v bits, bfloat16) {
-  return (f32v)(__builtin_convertvector(bits, u32v) << 16);
-}
+VMAMBA_INLINE f32v widen(u16v bits, bfloat16) { return (f32v)(__builtin_convertvector(bits, u32v) << 16); }
 
 VMAMBA_INLINE f32v widen(u16v bits, float16) {
   // Moving exponent and mantissa into place and scaling by 2^112 is exact, for subnormals too; an all-ones exponent
