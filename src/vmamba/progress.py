@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
+
+from vmamba.terminal import console, printable
 
 
 class _Rate(ProgressColumn):
@@ -16,12 +17,17 @@ class _Rate(ProgressColumn):
         return Text("" if task.speed is None else f"{task.speed:,.3g} {self.unit}/s")
 
 
+class _Description(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(printable(task.description))
+
+
 def progress_bar(unit: str) -> Progress:
     """A bar that disappears when done, and is not there at all away from a terminal; a context manager.
 
     Args:
         unit: What is counted, in the plural: ``"images"``.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn())
-    console = Console(stderr=True)
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    columns = (_Description(), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn())
+    screen = console(stderr=True)
+    return Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal)

@@ -1,0 +1,29 @@
+"""Text for terminals: names and labels from outside are data, never line breaks, escape codes or markup."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Control characters, line and paragraph separators, marks that change the direction of writing, and the surrogates
+# that stand for bytes which are not UTF-8. Joiners (U+200C, U+200D) belong to the spelling of many languages.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
+
+def printable(text: object) -> str:
+    r"""One line of text that a terminal shows as it stands: ``"a\nb"`` becomes ``"a\\nb"``, an invalid byte ``\udcff``."""
+    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), str(text))
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that prints what it is given: no markup, no emoji codes, no highlighting.
+
+    Args:
+        stderr: Print on the error stream.
+    """
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
