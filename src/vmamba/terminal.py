@@ -14,7 +14,7 @@ _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u
 
 
 def printable(text: object) -> str:
-    r"""One line of text that a terminal shows as it stands: ``"a\nb"`` becomes ``"a\\nb"``, an invalid byte ``\udcff``."""
+    r"""One line, with unsafe characters escaped: a line break as ``\n``, a byte that is not UTF-8 as ``\udcff``."""
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), str(text))
 
 
