@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
-from vmamba.data.images import find_images, read_image
+from vmamba.data.images import find_images, read_image, read_image_of_size
 from vmamba.errors import ImageError
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
@@ -96,8 +97,23 @@ def test_16_bit_ramp_keeps_its_range(tmp_path, mode, suffix):
 
 
 def test_16_bit_is_rounded_to_the_nearest_level(tmp_path):
-    strip("I;16", [128, 129, 385, 386]).save(tmp_path / "a.png")
-    assert row(tmp_path / "a.png") == [(0,) * 3, (1,) * 3, (1,) * 3, (2,) * 3]
+    strip("I;16", [128, 129, 385, 386, 65535]).save(tmp_path / "a.png")
+    assert row(tmp_path / "a.png") == [(0,) * 3, (1,) * 3, (1,) * 3, (2,) * 3, WHITE]
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+def test_fewer_bits_in_16_are_not_black(tmp_path, bits):
+    """White is that of the smallest usual number of bits that holds the brightest pixel."""
+    white = 2**bits - 1
+    for suffix in ("png", "tif"):
+        strip("I;16", [0, 100, white - 5]).save(tmp_path / f"a.{suffix}")
+        assert row(tmp_path / f"a.{suffix}") == [(round(255 * v / white),) * 3 for v in (0, 100, white - 5)]
+
+
+def test_a_dark_pgm_stays_dark(tmp_path):
+    """Its header says what white is."""
+    (tmp_path / "a.pgm").write_bytes(b"P5 2 1 4095\n" + struct.pack(">2H", 0, 819))
+    assert row(tmp_path / "a.pgm") == [BLACK, (51,) * 3]
 
 
 def test_16_bit_pgm(tmp_path):
@@ -139,9 +155,18 @@ def test_float(tmp_path, values, levels):
 
 @pytest.mark.parametrize("suffix", ["tiff", "jpg"])
 def test_cmyk(tmp_path, suffix):
+    """The inks of JPEG files with Adobe's marker, as Photoshop and Pillow write them, are stored inverted."""
     path = tmp_path / f"a.{suffix}"
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(path)
+    assert (b"Adobe" in path.read_bytes()) == (suffix == "jpg")
     np.testing.assert_allclose(pixels(path).reshape(-1, 3), np.tile(RED, (64, 1)), atol=3)
+
+
+def test_lab(tmp_path):
+    profiles = [ImageCms.createProfile(space) for space in ("sRGB", "LAB")]
+    colour = Image.new("RGB", (4, 4), (200, 100, 50))
+    ImageCms.profileToProfile(colour, *profiles, outputMode="LAB").save(tmp_path / "a.tif")
+    np.testing.assert_allclose(pixels(tmp_path / "a.tif").reshape(-1, 3), np.tile([200, 100, 50], (16, 1)), atol=2)
 
 
 # Reading: transparency
@@ -226,6 +251,17 @@ def test_orientation_cannot_be_applied_twice(tmp_path):
     assert not image.getexif()
 
 
+def test_as_stored(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (4, 2)).save(tmp_path / "a.png", exif=exif)
+    assert read_image(tmp_path / "a.png", upright=False).size == (4, 2)
+    assert read_image_of_size(tmp_path / "a.png", 2, 4).size == (2, 4)
+    assert read_image_of_size(tmp_path / "a.png", 4, 2).size == (4, 2)
+    with pytest.raises(ImageError, match=r"a\.png: is 2×4 pixels, its annotation says 4×3"):
+        read_image_of_size(tmp_path / "a.png", 4, 3)
+
+
 @pytest.mark.parametrize("exif", [b"Exif\0\0nonsense", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"])
 def test_broken_exif_does_not_cost_the_image(tmp_path, exif):
     Image.new("RGB", (8, 8), RED).save(tmp_path / "a.jpg", exif=exif)
@@ -274,6 +310,7 @@ def test_permission_denied(tmp_path, monkeypatch):
     def denied(path):  # chmod would not stop root
         raise PermissionError(13, "Permission denied", str(path))
 
+    (tmp_path / "a.png").touch()
     monkeypatch.setattr(Image, "open", denied)
     with pytest.raises(ImageError, match="permission denied") as error:
         read_image(tmp_path / "a.png")
@@ -293,9 +330,33 @@ def bomb(side: int) -> bytes:
 def test_decompression_bomb(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(bomb(100_000))
-    with pytest.raises(ImageError, match="decompression bomb") as error:
+    with pytest.raises(ImageError, match=r"it has more than [0-9,]+ pixels, the limit") as error:
         read_image(path)
     assert str(path) in one_line(error)
+
+
+def test_max_pixels(tmp_path, monkeypatch):
+    Image.new("RGB", (10, 10), RED).save(tmp_path / "a.png")
+    with pytest.raises(ImageError, match="it has more than 98 pixels"):
+        read_image(tmp_path / "a.png", max_pixels=98)
+    assert read_image(tmp_path / "a.png", max_pixels=100).size == (10, 10)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
+    with pytest.raises(ImageError, match="it has more than 80 pixels"):
+        read_image(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png", max_pixels=100).size == (10, 10)
+    assert Image.MAX_IMAGE_PIXELS == 40
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no such files")
+def test_pipes_sockets_and_devices_are_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket.png"))
+        for path in (tmp_path / "pipe.png", tmp_path / "socket.png", "/dev/zero"):
+            with pytest.raises(ImageError, match="it is a pipe, socket or device, not a file"):
+                read_image(path)
+    with pytest.raises(ImageError, match="no images in the folder"):
+        find_images([tmp_path])
 
 
 def test_large_image_is_read_without_a_warning(tmp_path, monkeypatch):
