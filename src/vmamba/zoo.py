@@ -14,10 +14,10 @@ from torch import nn
 
 from vmamba.checkpoints.authors import to_our_names
 from vmamba.checkpoints.download import download
+from vmamba.checkpoints.info import attach_info, info_path, read_config, read_info
 from vmamba.checkpoints.loading import load_weights
 from vmamba.checkpoints.reading import Weights, read_checkpoint
 from vmamba.checkpoints.recognition import identify
-from vmamba.checkpoints.saving import config_path, load_config
 from vmamba.errors import CheckpointError
 from vmamba.model.backbone import VMamba
 from vmamba.model.config import VMambaConfig
@@ -155,10 +155,10 @@ def model_from_checkpoint(
     """
     state_dict = to_our_names(read_checkpoint(checkpoint, weights))
     if config is None and name is None:
-        config, name = load_config(checkpoint), identify(state_dict)
+        config, name = read_config(checkpoint), identify(state_dict)
         if config is None and name is None:
             raise CheckpointError(
-                f"{checkpoint}: fits none of the known variants and has no {config_path(checkpoint).name} beside it; "
+                f"{checkpoint}: fits none of the known variants and has no {info_path(checkpoint).name} beside it; "
                 "say which model it is"
             )
     head = state_dict.get("head.fc.weight")
@@ -168,4 +168,5 @@ def model_from_checkpoint(
     else:
         model = cast(VMamba, create_model(str(name), num_classes=classes))
     load_weights(model, state_dict)
+    attach_info(model, read_info(checkpoint))
     return model

@@ -1,87 +1,64 @@
-"""Write weights as safetensors, their configuration beside them, and read that again."""
+"""Write weights as safetensors, and what they are beside them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from torch import Tensor
+from torch import nn
 
-from vmamba.errors import CheckpointError
+from vmamba.checkpoints.info import Preprocessing, info_of, info_path
+from vmamba.errors import CheckpointError, OptionError
 from vmamba.files import atomic_write
-from vmamba.model.backbone import VMamba
-from vmamba.model.config import VMambaConfig
 
 
-def config_path(weights: str | Path) -> Path:
-    """Where the configuration of a ``.safetensors`` file lies: beside it, ``.json``."""
-    return Path(weights).with_suffix(".json")
+def save_weights(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    class_names: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a classifier, detector or segmenter as safetensors, and its description as JSON beside it.
 
-
-def save_weights(model: VMamba, path: str | Path) -> Path:
-    """Write a model's weights as safetensors and its configuration as JSON beside them.
-
-    Files are replaced only once they are whole: a full disk leaves what was there.
+    The description (see `vmamba.checkpoints.info`) holds the configuration of `model` and what is given here; what is
+    not given is taken from ``model.info``, which models have that were loaded from such a file. Files are replaced only
+    once they are whole: a full disk leaves what was there.
 
     Args:
-        model: The model.
+        model: A `VMamba`, `MaskRCNN` or `UperNet`.
         path: Ends in ``.safetensors``.
+        class_names: One a class, in order; detectors and segmenters have them in their configuration.
+        preprocessing: Of images.
+        training: Summary of the training, of JSON values.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: For another ending.
+        OptionError: For another ending, or another number of names than the model has classes.
         CheckpointError: If a file cannot be written.
     """
-    return write_weights(model.state_dict(), model.config.to_json(), path)
-
-
-def write_weights(state_dict: Mapping[str, Tensor], config: str, path: str | Path) -> Path:
-    """`save_weights` for a model of any kind: its state dict, and its configuration as JSON."""
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise ValueError(f"{path}: weights are written as .safetensors")
-    _write(config_path(path), config.encode())
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+        raise OptionError(f"{path}: weights are written as .safetensors")
+    info = info_of(model)
+    if class_names is not None:
+        classes = info.architecture.get("num_classes", len(info.class_names))
+        if len(class_names) != classes:
+            raise OptionError(f"{path}: {len(class_names)} class names for {classes} classes")
+        info = dataclasses.replace(info, class_names=tuple(class_names))
+    info = dataclasses.replace(
+        info, preprocessing=preprocessing or info.preprocessing, training=training or info.training
+    )
+    _write(info_path(path), info.to_json().encode())
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     _write(path, safetensors.torch.save(tensors, metadata={"format": "pt"}))
     return path
-
-
-def load_config(weights: str | Path) -> VMambaConfig | None:
-    """The configuration beside a ``.safetensors`` file, of the backbone alone, or None if there is none.
-
-    Raises:
-        CheckpointError: If it is there and not valid.
-    """
-    values = load_settings(weights)
-    if values is None:
-        return None
-    try:
-        return VMambaConfig.from_dict(values.get("backbone", values))  # within that of a detector or segmenter
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{config_path(weights)}: {error}") from None
-
-
-def load_settings(weights: str | Path) -> dict[str, Any] | None:
-    """The content of the JSON file beside a ``.safetensors`` file, or None if there is none.
-
-    Raises:
-        CheckpointError: If it is there and not a JSON object.
-    """
-    path = config_path(weights)
-    if not path.is_file():
-        return None
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: expected a JSON object of options, got {type(values).__name__}")
-    return values
 
 
 def _write(path: Path, content: bytes) -> None:

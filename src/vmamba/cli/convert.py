@@ -6,11 +6,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from vmamba.checkpoints.info import info_path
 from vmamba.checkpoints.openmmlab import kind_of
 from vmamba.checkpoints.reading import Weights, read_checkpoint
-from vmamba.checkpoints.saving import config_path, save_weights
+from vmamba.checkpoints.saving import save_weights
 from vmamba.model.config import VMambaConfig
-from vmamba.tasks.dense.checkpoint import load_detector, load_segmenter, save_dense
+from vmamba.tasks.dense.checkpoint import load_detector, load_segmenter
 from vmamba.zoo import model_from_checkpoint
 
 if TYPE_CHECKING:
@@ -40,6 +41,6 @@ def run(options: argparse.Namespace) -> int:
         )
     else:
         load = load_detector if kind == "detection" else load_segmenter
-        save_dense(load(options.source, options.model, backbone=config), target)
-    print(f"wrote {target} and {config_path(target)}")
+        save_weights(load(options.source, options.model, backbone=config, weights=options.weights), target)
+    print(f"wrote {target} and {info_path(target)}")
     return 0

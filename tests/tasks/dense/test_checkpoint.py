@@ -12,11 +12,12 @@ import torch
 
 from support.golden import GOLDEN, synthetic_state_dict
 from vmamba import VMambaConfig
+from vmamba.checkpoints.saving import save_weights
 from vmamba.cli import main
 from vmamba.data import ade20k, coco
 from vmamba.errors import CheckpointError
 from vmamba.model.variants import VARIANTS
-from vmamba.tasks.dense.checkpoint import load_detector, load_segmenter, save_dense
+from vmamba.tasks.dense.checkpoint import load_detector, load_segmenter
 from vmamba.tasks.detection.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from vmamba.tasks.segmentation.upernet import UperNet, UperNetConfig
 from vmamba.zoo import create_model
@@ -40,11 +41,11 @@ def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 
 
 def test_ours_come_back(detector: MaskRCNN, segmenter: UperNet, tmp_path: Path) -> None:
-    again = load_detector(save_dense(detector, tmp_path / "d.safetensors"))
+    again = load_detector(save_weights(detector, tmp_path / "d.safetensors"))
     assert again.config.classes == ("cat", "dog")
     assert again.config.max_detections == 7
     assert same(again, detector)
-    whole = load_segmenter(save_dense(segmenter, tmp_path / "s.safetensors"))
+    whole = load_segmenter(save_weights(segmenter, tmp_path / "s.safetensors"))
     assert whole.config.pool_scales == (1, 2)
     assert same(whole, segmenter)
     image = torch.randn(1, 3, 64, 64)
@@ -76,7 +77,7 @@ def test_authors_files_convert(file: str, entry: str, load: Any, classes: tuple[
 def test_a_checkpoint_of_another_task(
     detector: MaskRCNN, segmenter: UperNet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one, other = save_dense(detector, tmp_path / "d.safetensors"), save_dense(segmenter, tmp_path / "s.safetensors")
+    one, other = save_weights(detector, tmp_path / "d.safetensors"), save_weights(segmenter, tmp_path / "s.safetensors")
     with pytest.raises(CheckpointError, match=r"d\.safetensors: holds a detector, not a segmenter; .*vmamba detect"):
         load_segmenter(one)
     with pytest.raises(CheckpointError, match=r"s\.safetensors: holds a segmenter, not a detector; .*vmamba segment"):
@@ -89,9 +90,9 @@ def test_a_checkpoint_of_another_task(
 
 
 def test_what_does_not_fit_is_named(detector: MaskRCNN, tmp_path: Path) -> None:
-    path = save_dense(detector, tmp_path / "d.safetensors")
+    path = save_weights(detector, tmp_path / "d.safetensors")
     settings = json.loads(path.with_suffix(".json").read_text())
-    settings["classes"].append("bird")
+    settings["class_names"].append("bird")
     path.with_suffix(".json").write_text(json.dumps(settings))
     with pytest.raises(CheckpointError, match=r"d\.safetensors: does not fit: .* misshaped \(class_score\.weight"):
         load_detector(path)

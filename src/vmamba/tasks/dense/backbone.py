@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 from vmamba.checkpoints.authors import to_our_names
+from vmamba.checkpoints.info import read_config
 from vmamba.checkpoints.loading import load_weights
 from vmamba.checkpoints.reading import read_checkpoint
 from vmamba.checkpoints.recognition import identify
-from vmamba.checkpoints.saving import load_config
 from vmamba.model.backbone import VMamba
 from vmamba.model.config import VMambaConfig
 from vmamba.model.variants import VARIANTS
@@ -29,7 +29,7 @@ def backbone_config(job: Job) -> VMambaConfig:
         return model.config
     config = None
     if job.checkpoint is not None:
-        config = load_config(job.checkpoint)
+        config = read_config(job.checkpoint)
         name = None if config else identify(to_our_names(read_checkpoint(job.checkpoint, job.weights)))
         config = VARIANTS[name].config if name else config
     if config is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ import torch
 from torch import Tensor
 
 from vmamba.checkpoints.authors import to_our_names
+from vmamba.checkpoints.info import attach_info, info_path, read_config, read_info
 from vmamba.checkpoints.openmmlab import Kind, detector_names, kind_of, segmenter_names
 from vmamba.checkpoints.reading import Weights, read_checkpoint
 from vmamba.checkpoints.recognition import identify
-from vmamba.checkpoints.saving import config_path, load_config, load_settings, write_weights
 from vmamba.data import ade20k, coco
 from vmamba.errors import CheckpointError
 from vmamba.model.config import VMambaConfig
@@ -76,13 +75,6 @@ def load_segmenter(
     return model
 
 
-def save_dense(model: MaskRCNN | UperNet, path: str | Path) -> Path:
-    """Write a detector or segmenter as safetensors, its configuration as JSON beside it; see `save_weights`."""
-    kind = "detection" if isinstance(model, MaskRCNN) else "segmentation"
-    values = {"task": kind, **dataclasses.asdict(model.config)}
-    return write_weights(model.state_dict(), json.dumps(values, indent=2) + "\n", path)
-
-
 def _read(
     source: str | Path,
     kind: Kind,
@@ -96,16 +88,16 @@ def _read(
     found = kind_of(raw)
     if found != kind:
         raise CheckpointError(f"{source}: holds {_WHAT[found]}, not {_WHAT[kind]}; it is for '{_COMMAND[found]}'")
-    values = load_settings(source) or {}
-    values.pop("task", None)
+    info = read_info(source)
+    values = {} if info is None else {**info.architecture, "classes": info.class_names}
     if name is not None and name not in VARIANTS:
         raise ValueError(f"unknown model {name!r}; choose one of {', '.join(VARIANTS)}")
     if backbone is None:
-        known = load_config(source)
+        known = read_config(source)
         variant = name or (None if known else identify(to_our_names(raw)))
         if known is None and variant is None:
             raise CheckpointError(
-                f"{source}: its backbone fits none of the known variants and there is no {config_path(source).name} "
+                f"{source}: its backbone fits none of the known variants and there is no {info_path(source).name} "
                 "beside it; say which it is with --model or --config"
             )
         backbone = known if name is None and known else VARIANTS[str(variant)].config
@@ -126,7 +118,7 @@ def _config(source: str | Path, kind: type[Any], values: Mapping[str, Any]) -> A
     try:
         return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{config_path(source)}: {error}") from None
+        raise CheckpointError(f"{info_path(source)}: {error}") from None
 
 
 def _load(source: str | Path, model: torch.nn.Module, state_dict: Mapping[str, Tensor]) -> None:
@@ -145,3 +137,4 @@ def _load(source: str | Path, model: torch.nn.Module, state_dict: Mapping[str, T
         )
         raise CheckpointError(f"{source}: does not fit: {listed}")
     model.load_state_dict(state_dict, assign=True)
+    attach_info(model, read_info(source))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -108,6 +108,8 @@ class MaskRCNN(nn.Module):
         config: The architecture.
         device: Where to create the parameters.
     """
+
+    task: ClassVar[str] = "detection"
 
     def __init__(self, config: MaskRCNNConfig, *, device: torch.device | str | None = None) -> None:
         super().__init__()

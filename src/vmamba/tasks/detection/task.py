@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from vmamba.checkpoints.openmmlab import kind_of
 from vmamba.checkpoints.reading import read_checkpoint
+from vmamba.checkpoints.saving import save_weights
 from vmamba.data.coco import CocoInstances, find_split
 from vmamba.data.dense_transforms import detection_evaluation, detection_training
 from vmamba.data.grouping import AspectGroupedLoader
 from vmamba.data.loader import IndexedLoader
 from vmamba.errors import CheckpointError
 from vmamba.tasks.dense.backbone import backbone_config, load_backbone
-from vmamba.tasks.dense.checkpoint import load_detector, save_dense
+from vmamba.tasks.dense.checkpoint import load_detector
 from vmamba.tasks.detection.average_precision import as_results, average_precision
 from vmamba.tasks.detection.mask_rcnn import PAD_MULTIPLE, MaskRCNN, MaskRCNNConfig
 from vmamba.tasks.protocol import Job, Loader, Metric
@@ -221,5 +222,5 @@ class Detection:
 
     def export(self, model: nn.Module, folder: Path) -> list[Path]:
         assert isinstance(model, MaskRCNN)
-        weights = save_dense(model, folder / "model.safetensors")
+        weights = save_weights(model, folder / "model.safetensors")
         return [weights, weights.with_suffix(".json")]

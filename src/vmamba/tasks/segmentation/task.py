@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from vmamba.checkpoints.openmmlab import kind_of
 from vmamba.checkpoints.reading import read_checkpoint
+from vmamba.checkpoints.saving import save_weights
 from vmamba.data.ade20k import SceneParsing
 from vmamba.data.dense_transforms import segmentation_training
 from vmamba.data.loader import IndexedLoader
 from vmamba.errors import CheckpointError
 from vmamba.tasks.dense.backbone import backbone_config, load_backbone
-from vmamba.tasks.dense.checkpoint import load_segmenter, save_dense
+from vmamba.tasks.dense.checkpoint import load_segmenter
 from vmamba.tasks.protocol import Job, Loader, Metric
 from vmamba.tasks.segmentation.inference import Inference, segment
 from vmamba.tasks.segmentation.mean_iou import MeanIoU
@@ -184,5 +185,5 @@ class Segmentation:
         return score.results()
 
     def export(self, model: nn.Module, folder: Path) -> list[Path]:
-        weights = save_dense(cast(UperNet, model), folder / "model.safetensors")
+        weights = save_weights(cast(UperNet, model), folder / "model.safetensors")
         return [weights, weights.with_suffix(".json")]

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,8 @@ class UperNet(nn.Module):
         config: The architecture.
         device: Where to create the parameters.
     """
+
+    task: ClassVar[str] = "segmentation"
 
     def __init__(self, config: UperNetConfig, *, device: torch.device | str | None = None) -> None:
         super().__init__()
