@@ -138,8 +138,16 @@ def test_selective_scan_forms_agree() -> None:
     [
         ({"x": torch.zeros(3, 4, 6)}, ValueError, "x must have 4 dimensions (B, H, W, D), got shape (3, 4, 6)"),
         ({"x": torch.zeros(2, 0, 4, 6)}, ValueError, "with H ≥ 1, got (2, 0, 4, 6)"),
-        ({"x": torch.zeros(2, 3, 4, 6, dtype=torch.int64)}, TypeError, "x must be floating point, got torch.int64"),
-        ({"x": torch.zeros(2, 3, 4, 6, dtype=torch.complex64)}, TypeError, "x must be floating point"),
+        (
+            {"x": torch.zeros(2, 3, 4, 6, dtype=torch.int64)},
+            TypeError,
+            "x must be float64, float32, bfloat16 or float16, got torch.int64",
+        ),
+        (
+            {"x": torch.zeros(2, 3, 4, 6, dtype=torch.complex64)},
+            TypeError,
+            "x must be float64, float32, bfloat16 or float16",
+        ),
         ({"dbc": torch.zeros(2, 3, 4, 4, 7)}, ValueError, "(B, H, W, K, R+2N) with R+2N = 6, got (2, 3, 4, 4, 7)"),
         ({"dt_weight": torch.zeros(4, 5, 2)}, ValueError, "dt_weight must have shape (K, D, R) with D = 6"),
         ({"A": torch.zeros(2, 6, 2)}, ValueError, "A must have shape (K, D, N) with K = 4, got (2, 6, 2)"),
@@ -164,7 +172,7 @@ def test_wrong_arguments_of_ss2d(change: dict[str, object], error: type[Exceptio
         ({"B": torch.zeros(2, 3, 2, 9)}, ValueError, "B has 3 groups, which do not divide 4 channels"),
         ({"C": torch.zeros(2, 5, 9)}, ValueError, "C must have shape (B, N, L) with N = 2, got (2, 5, 9)"),
         ({"z": torch.zeros(2, 4, 8)}, ValueError, "z must have shape (B, D, L) with L = 9"),
-        ({"A": torch.zeros(4, 2, dtype=torch.complex64)}, TypeError, "A must be floating point, got torch.complex64"),
+        ({"A": torch.zeros(4, 2, dtype=torch.complex64)}, TypeError, "A must be float64, float32, bfloat16 or float16"),
         ({"delta_bias": torch.zeros(3)}, ValueError, "delta_bias must have shape (D) with D = 4, got (3,)"),
     ],
 )

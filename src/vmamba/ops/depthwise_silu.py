@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from vmamba.ops.backends import is_decomposed, select
+from vmamba.ops.checks import check_operands
 from vmamba.ops.custom_op import define
 
 
@@ -45,15 +46,25 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return z.permute(0, 2, 3, 1)
 
 
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, dy: Tensor | None = None) -> None:
+    tokens = "B H W C"
+    check_operands(
+        "depthwise_silu",
+        {"x": (x, tokens), "weight": (weight, "C 1 3 3"), "bias": (bias, "C"), "dy": (dy, tokens)},
+    )
+
+
 def _run(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     from vmamba.ops.backends.triton import depthwise_silu as kernels
 
+    _check(x, weight, bias)
     return kernels.depthwise_silu(x, weight, bias)
 
 
 def _run_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     from vmamba.ops.backends.triton import depthwise_silu as kernels
 
+    _check(x, weight, bias, dy)
     dx, dweight, dbias = kernels.depthwise_silu_backward(dy, x, weight, bias)
     return dx, dweight.to(weight.dtype).contiguous(), dbias.to(weight.dtype).contiguous()
 
@@ -67,11 +78,13 @@ _backward_operator = define(
 
 @_operator.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    _check(x, weight, bias)
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 @_backward_operator.register_fake
 def _(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    _check(x, weight, bias, dy)
     dx, dweight = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, weight))
     return dx, dweight, weight.new_empty(weight.shape[0])
 

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from vmamba.ops.checks import check_operands
+
 _AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 #: Allocations of this size, in bytes, come from the operating system anew each time, which costs more than using them.
@@ -98,8 +100,36 @@ def without_gradient() -> bool:
     return _AVAILABLE and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
 
+def _check_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    check_operands("onednn_linear", {"x": (x, _tokens(x)), "weight": (weight, "M C"), "bias": (bias, "M")})
+
+
+def _check_branch(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor | None],
+    residual: Tensor | None,
+) -> None:
+    op = "onednn_branch"
+    if not weights or len(weights) != len(biases):
+        raise ValueError(f"{op}: expected as many biases as weights, got {len(weights)} and {len(biases)}")
+    sizes = check_operands(op, {"x": (x, _tokens(x)), "norm_weight": (norm_weight, "C"), "norm_bias": (norm_bias, "C")})
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        layer: dict[str, tuple[Any, str]] = {f"weights[{i}]": (weight, "M C"), f"biases[{i}]": (bias, "M")}
+        sizes["C"] = check_operands(op, layer, {"C": sizes["C"]})["M"]
+    check_operands(op, {"residual": (residual, _tokens(x))}, sizes)
+
+
+def _tokens(x: Tensor) -> str:
+    """Names of x's dimensions, the channels last."""
+    return " ".join([*"BHWLPQ"[: x.ndim - 1], "C"])
+
+
 @torch.library.impl("vmamba::onednn_linear", "CPU")
 def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    _check_linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "none")
 
 
@@ -113,6 +143,8 @@ def _onednn_branch(
     biases: list[Tensor | None],
     residual: Tensor | None,
 ) -> Tensor:
+    _check_branch(x, norm_weight, norm_bias, weights, biases, residual)
+
     def run(tokens: Tensor, rest: Tensor | None) -> Tensor:
         tokens = F.layer_norm(tokens, norm_weight.shape, norm_weight, norm_bias, eps)
         for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
@@ -136,11 +168,21 @@ def _onednn_branch(
 
 @torch.library.register_fake("vmamba::onednn_linear")  # type: ignore[untyped-decorator]
 def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    _check_linear(x, weight, bias)
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
 @torch.library.register_fake("vmamba::onednn_branch")  # type: ignore[untyped-decorator]
-def _(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float, weights: list[Tensor], *_: Any) -> Tensor:
+def _(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    weights: list[Tensor],
+    biases: list[Tensor | None],
+    residual: Tensor | None,
+) -> Tensor:
+    _check_branch(x, norm_weight, norm_bias, weights, biases, residual)
     return x.new_empty((*x.shape[:-1], weights[-1].shape[0]))
 
 

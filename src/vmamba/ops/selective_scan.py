@@ -11,8 +11,9 @@ from torch.utils.flop_counter import register_flop_formula
 
 from vmamba.ops.backends import chunked, is_decomposed, select
 from vmamba.ops.backends.reference import accumulation_dtype
-from vmamba.ops.checks import check_operands
+from vmamba.ops.checks import check_groups, check_operands
 from vmamba.ops.custom_op import define
+from vmamba.ops.operands import SelectiveScanOperands
 
 _OPERANDS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias, bool delta_softplus"
 
@@ -54,25 +55,21 @@ def selective_scan(
         TypeError: For an operand that is not a real floating-point tensor.
         ValueError: For shapes that do not fit, or operands on different devices.
     """
-    if not torch.compiler.is_compiling():
-        sizes = check_operands(
-            "selective_scan",
-            {
-                "u": (u, "B D L"),
-                "delta": (delta, "B D L"),
-                "A": (A, "D N"),
-                "D": (D, "D"),
-                "z": (z, "B D L"),
-                "delta_bias": (delta_bias, "D"),
-            },
-        )
-        for name, operand in (("B", B), ("C", C)):
-            form = {2: "D N", 3: "B N L"}.get(getattr(operand, "ndim", 4), "B G N L")
-            groups = check_operands("selective_scan", {"u": (u, "B D L"), name: (operand, form)}, sizes).get("G", 1)
-            if sizes["D"] % groups:
-                raise ValueError(
-                    f"selective_scan: {name} has {groups} groups, which do not divide {sizes['D']} channels"
-                )
+    sizes = check_operands(
+        "selective_scan",
+        {
+            "u": (u, "B D L"),
+            "delta": (delta, "B D L"),
+            "A": (A, "D N"),
+            "D": (D, "D"),
+            "z": (z, "B D L"),
+            "delta_bias": (delta_bias, "D"),
+        },
+    )
+    for name, operand in (("B", B), ("C", C)):
+        form = {2: "D N", 3: "B N L"}.get(getattr(operand, "ndim", 4), "B G N L")
+        groups = check_operands("selective_scan", {"u": (u, "B D L"), name: (operand, form)}, sizes).get("G", 1)
+        check_groups("selective_scan", name, groups, sizes["D"])
 
     B, C = _grouped(B, u), _grouped(C, u)
     if B.shape[1] != C.shape[1]:  # bring both to one group per channel
@@ -91,20 +88,19 @@ def _grouped(t: Tensor, u: Tensor) -> Tensor:
     return t.unsqueeze(1) if t.ndim == 3 else t
 
 
-def _run(u: Tensor, *operands: Any) -> tuple[Tensor, Tensor]:
-    return select(u.device).load().selective_scan(u, *operands)
+def _run(*arguments: Any) -> tuple[Tensor, Tensor]:
+    operands = SelectiveScanOperands(*arguments)
+    operands.check()
+    return select(operands.u.device).load().selective_scan(*operands)
 
 
-def _run_backward(dy: Tensor, dlast: Tensor, u: Tensor, *operands: Any) -> tuple[Tensor, ...]:
-    grads = select(u.device).load().selective_scan_backward(dy, dlast, u, *operands)
-    return _like_inputs(grads, u, *operands)
-
-
-def _like_inputs(grads: tuple[Tensor, ...], u: Tensor, *operands: Any) -> tuple[Tensor, ...]:
-    """Gradients in the dtypes of what they belong to; those of an absent D or Δ bias come in its place, unused."""
-    inputs = (u, *operands[:6])
+def _run_backward(dy: Tensor, dlast: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    operands = SelectiveScanOperands(*arguments)
+    operands.check(dy, dlast)
+    grads = select(operands.u.device).load().selective_scan_backward(dy, dlast, *operands)
+    # In the dtypes of what they belong to; those of an absent D or Δ bias come in its place, unused.
     return tuple(
-        g.contiguous() if t is None else g.to(t.dtype).contiguous() for g, t in zip(grads, inputs, strict=True)
+        g.contiguous() if t is None else g.to(t.dtype).contiguous() for g, t in zip(grads, operands[:7], strict=True)
     )
 
 
@@ -116,17 +112,21 @@ _selective_scan_backward = define(
 
 
 @_selective_scan.register_fake
-def _(u: Tensor, delta: Tensor, A: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    state = u.new_empty((u.shape[0], u.shape[1], A.shape[1]), dtype=accumulation_dtype(u.dtype))
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
+    operands = SelectiveScanOperands(*arguments)
+    operands.check()
+    u, dtype = operands.u, accumulation_dtype(operands.u.dtype)
+    state = u.new_empty((*u.shape[:2], operands.A.shape[1]), dtype=dtype)
     return torch.empty_like(u, memory_format=torch.contiguous_format), state
 
 
 @_selective_scan_backward.register_fake
-def _(dy: Tensor, dlast: Tensor, u: Tensor, *operands: Any) -> tuple[Tensor, ...]:
-    per_channel = u.new_empty(u.shape[1], dtype=accumulation_dtype(u.dtype))
-    inputs = (u, *operands[:6])
+def _(dy: Tensor, dlast: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    operands = SelectiveScanOperands(*arguments)
+    operands.check(dy, dlast)
+    per_channel = operands.u.new_empty(operands.u.shape[1], dtype=accumulation_dtype(operands.u.dtype))
     return tuple(
-        torch.empty_like(per_channel if t is None else t, memory_format=torch.contiguous_format) for t in inputs
+        torch.empty_like(per_channel if t is None else t, memory_format=torch.contiguous_format) for t in operands[:7]
     )
 
 

@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from vmamba.ops.backends import chunked, is_decomposed, select
-from vmamba.ops.checks import check_operands
 from vmamba.ops.custom_op import define
-from vmamba.ops.routes import routes
+from vmamba.ops.operands import SS2DOperands
 from vmamba.ops.selective_scan import scan_flops
 
 _OPERANDS = "Tensor x, Tensor dbc, Tensor dt_weight, Tensor A, Tensor D, Tensor dt_bias, str pattern"
@@ -61,28 +60,16 @@ def ss2d_scan(
     return y
 
 
-def _check(x: Tensor, dbc: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, pattern: str) -> None:
-    check_operands(
-        "ss2d_scan",
-        {
-            "x": (x, "B H W D"),
-            "dt_weight": (dt_weight, "K D R"),
-            "A": (A, "K D N"),
-            "D": (D, "K D"),
-            "dt_bias": (dt_bias, "K D"),
-            "dbc": (dbc, "B H W K R+2N"),
-        },
-        {"K": len(routes(pattern))},
-    )
+def _run(*arguments: Any) -> Tensor:
+    operands = SS2DOperands(*arguments)
+    operands.check()
+    return select(operands.x.device).load().ss2d_scan(*operands)
 
 
-def _run(x: Tensor, *operands: Any) -> Tensor:
-    _check(x, *operands)
-    return select(x.device).load().ss2d_scan(x, *operands)
-
-
-def _run_backward(dy: Tensor, *operands: Any) -> tuple[Tensor, ...]:
-    grads = select(dy.device).load().ss2d_scan_backward(dy, *operands)
+def _run_backward(dy: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    operands = SS2DOperands(*arguments)
+    operands.check(dy)
+    grads = select(operands.x.device).load().ss2d_scan_backward(dy, *operands)
     return tuple(g.to(t.dtype).contiguous() for g, t in zip(grads, operands[:6], strict=True))
 
 
@@ -92,13 +79,16 @@ _ss2d_scan_backward = define("ss2d_scan_backward", f"(Tensor dy, {_OPERANDS}) ->
 
 
 @_ss2d_scan.register_fake
-def _(x: Tensor, *operands: Any) -> Tensor:
-    _check(x, *operands)
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+def _(*arguments: Any) -> Tensor:
+    operands = SS2DOperands(*arguments)
+    operands.check()
+    return torch.empty_like(operands.x, memory_format=torch.contiguous_format)
 
 
 @_ss2d_scan_backward.register_fake
-def _(dy: Tensor, *operands: Any) -> tuple[Tensor, ...]:
+def _(dy: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    operands = SS2DOperands(*arguments)
+    operands.check(dy)
     return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in operands[:6])
 
 
