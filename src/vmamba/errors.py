@@ -30,6 +30,10 @@ class DownloadError(VMambaError, RuntimeError):
     """A file that could not be downloaded."""
 
 
+class ExportError(VMambaError, RuntimeError):
+    """A model that cannot be exported, or whose exported form does not agree with PyTorch."""
+
+
 class TrainingError(VMambaError, RuntimeError):
     """A run that cannot go on: stopped, diverged, or locked by another process."""
 

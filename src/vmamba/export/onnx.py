@@ -1,0 +1,107 @@
+"""Models as ONNX: standard operators, and one node for every scan with its definition beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import onnx
+import onnx.checker
+import onnx.inliner
+import torch
+from onnx import defs
+from onnxscript import ir, opset20, values
+from torch import Tensor, nn
+from torch.export import Dim
+
+from vmamba.export.onnx_scan import DOMAIN, OPSET, VERSION, function_name, scan_function
+
+_OPERANDS = ("x", "dbc", "dt_weight", "A", "D", "dt_bias")
+
+
+def to_onnx(
+    model: nn.Module, images: Tensor, *, dynamic: Sequence[str] = (), output_names: Sequence[str] = ("logits",)
+) -> onnx.ModelProto:
+    """Translate a model that takes images.
+
+    Args:
+        model: In evaluation mode, on the CPU; returns a tensor, or a list of them.
+        images: Example, (B, C, H, W), float32 or float16 as the model.
+        dynamic: ``"batch"``, ``"size"`` or both: what may differ from the example.
+        output_names: A name for every result.
+
+    Returns:
+        A model with the input ``images``. It is not checked; see `vmamba.export.verification`.
+    """
+    used: dict[str, tuple[str, int]] = {}
+    axes = {}
+    if "batch" in dynamic:
+        axes[0] = Dim.DYNAMIC
+    if "size" in dynamic:
+        axes |= {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        program = torch.onnx.export(
+            model,
+            (images,),
+            dynamo=True,
+            dynamic_shapes=(axes,),
+            input_names=["images"],
+            output_names=list(output_names),
+            opset_version=OPSET,
+            custom_translation_table={torch.ops.vmamba.ss2d_scan.default: _translation(used)},
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    proto.functions.extend(scan_function(pattern, states) for pattern, states in used.values())
+    return proto
+
+
+def _translation(used: dict[str, tuple[str, int]]) -> Callable[..., Any]:
+    """Translate `vmamba.ops.ss2d_scan` into one node, noting the pattern and states of its function in `used`."""
+
+    def translate(x: Any, dbc: Any, dt_weight: Any, A: Any, D: Any, dt_bias: Any, pattern: str = "cross") -> Any:
+        name = function_name(pattern, states=int(A.shape[2]))
+        used[name] = pattern, int(A.shape[2])
+        storage = x.dtype
+        operands = [_cast(t, ir.DataType.FLOAT) for t in (x, dbc, dt_weight, A, D, dt_bias)]
+        y = _scan_operator(name)(*operands)
+        return y if storage == ir.DataType.FLOAT else opset20.Cast(y, to=storage)
+
+    return translate
+
+
+def _cast(tensor: Any, dtype: ir.DataType) -> Any:
+    return tensor if tensor.dtype == dtype else opset20.Cast(tensor, to=dtype)
+
+
+def _scan_operator(name: str) -> values.Op:
+    parameter = defs.OpSchema.FormalParameter
+    schema = defs.OpSchema(
+        name,
+        DOMAIN,
+        VERSION,
+        inputs=[parameter(operand, "T") for operand in _OPERANDS],
+        outputs=[parameter("y", "T")],
+        type_constraints=[("T", ["tensor(float)"], "")],
+    )
+    return values.Op(values.Opset(DOMAIN, VERSION), name, schema)
+
+
+def finish(proto: onnx.ModelProto, *, metadata: Mapping[str, str], inline: bool) -> onnx.ModelProto:
+    """Check a model, name its producer, set its metadata, and replace functions by their bodies where asked for."""
+    proto.producer_name = "vmamba"
+    del proto.metadata_props[:]
+    for part in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        del part.metadata_props[:]  # the exporter's notes: stack traces with paths of the machine it ran on
+    for key, value in metadata.items():
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = key, value
+    if inline:
+        proto = onnx.inliner.inline_local_functions(proto)
+    onnx.checker.check_model(proto, full_check=True)
+    return proto

@@ -1,0 +1,95 @@
+"""Exported models against PyTorch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+import vmamba
+from support.golden import relative_error
+from vmamba.errors import ExportError, OptionError
+from vmamba.export import export
+from vmamba.export.onnx_runtime import runner
+
+SHAPES = [(1, 3, 32, 32), (1, 3, 64, 64), (3, 3, 65, 33), (2, 3, 96, 160), (1, 3, 384, 64), (5, 3, 40, 48)]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"d_state": 4, "gate": True, "mlp_ratio": 0.0, "stem": "patchify", "downsample": "patch_merging"},
+        {"scan": "cascade", "out_norm": "softmax", "downsample": "conv2x2"},
+        {"pos_embed_size": 64, "ssm_conv": 0},
+    ],
+)
+def test_one_file_for_any_batch_and_size(overrides: dict[str, object], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = vmamba.create_model("vmamba_pico", num_classes=7, **overrides).eval()
+    exported = export(model, tmp_path / "model.onnx", image_size=64, metadata={"classes": ["a", "ü"]})
+    assert exported.error < 1e-5
+    content = onnx.load(exported.path)
+    assert {entry.key: json.loads(entry.value) for entry in content.metadata_props}["classes"] == ["a", "ü"]
+    run = runner(exported.path)
+    for shape in SHAPES:
+        images = torch.randn(shape)
+        with torch.no_grad():
+            assert relative_error(run(images)[0], model(images)) < 1e-5, shape
+
+
+def test_maps_of_a_backbone_have_names(tmp_path: Path) -> None:
+    model = vmamba.create_model("vmamba_pico", features_only=True, out_indices=(1, 3))
+    path = export(model, tmp_path / "maps.onnx", image_size=64).path
+    assert [output.name for output in onnx.load(path).graph.output] == ["map1", "map2"]
+
+
+def test_inlined_models_are_standard_operators_alone(tmp_path: Path) -> None:
+    model = vmamba.create_model("vmamba_pico")
+    content = onnx.load(export(model, tmp_path / "model.onnx", image_size=64, inline=True).path)
+    assert not content.functions
+    assert {node.domain for node in content.graph.node} <= {"", "ai.onnx"}
+
+
+def test_half_precision(tmp_path: Path) -> None:
+    model = vmamba.create_model("vmamba_pico")
+    exported = export(model, tmp_path / "model.onnx", image_size=64, precision="float16")
+    assert exported.path.stat().st_size < 0.55 * 4 * sum(p.numel() for p in model.parameters())
+    assert next(model.parameters()).dtype == torch.float32
+
+
+class Unrepeatable(nn.Module):
+    """Gives another result at every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).mean((2, 3)) + torch.rand(())
+
+
+def test_a_model_that_disagrees_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"earlier")
+    with pytest.raises(ExportError, match="differs from PyTorch"):
+        export(Unrepeatable(), path, image_size=64, dynamic=("batch",))
+    assert path.read_bytes() == b"earlier"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "caffe"}, "unknown export format 'caffe'"),
+        ({"precision": "int3"}, "unknown precision 'int3'"),
+        ({"dynamic": ("depth",)}, "dynamic can be batch and size, got depth"),
+        ({"image_size": 16}, "at least 32 pixels"),
+    ],
+)
+def test_bad_options_are_one_line(options: dict[str, object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=message):
+        export(vmamba.create_model("vmamba_pico"), tmp_path / "model.onnx", **options)
