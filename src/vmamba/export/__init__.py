@@ -84,8 +84,8 @@ def export(
     try:
         from vmamba.export import onnx as onnx_format
         from vmamba.export import onnx_runtime
-    except ImportError as error:
-        raise MissingPackageError(str(error.name), "export") from None
+    except ImportError as missing:
+        raise MissingPackageError(str(missing.name), "export") from None
 
     dtype = PRECISIONS[precision]
     was_training, device = model.training, next(model.parameters()).device

@@ -16,7 +16,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3}
 def verification_shapes(example: Sequence[int], dynamic: Sequence[str]) -> list[tuple[int, ...]]:
     """Shapes to compare on: the example's and, where they may differ, another batch and two other sizes, one odd."""
     batch, channels, height, width = example
-    shapes = [(batch, channels, height, width)]
+    shapes: list[tuple[int, ...]] = [(batch, channels, height, width)]
     if "batch" in dynamic:
         shapes.append((batch + 1, channels, height, width))
     if "size" in dynamic:
