@@ -1,0 +1,5 @@
+"""Mamba's block."""
+
+from vmamba.compat.mamba_simple import Mamba
+
+__all__ = ["Mamba"]

@@ -1,0 +1,92 @@
+"""Mamba's block against transformers' implementation of the same."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from support.golden import relative_error
+from vmamba.compat.mamba_simple import Mamba
+
+transformers = pytest.importorskip("transformers")
+
+
+def pair(**options: object) -> tuple[Mamba, torch.nn.Module]:
+    from transformers.models.mamba.modeling_mamba import MambaConfig, MambaMixer
+
+    torch.manual_seed(0)
+    ours = Mamba(24, d_state=5, expand=2, **options)
+    config = MambaConfig(
+        hidden_size=24, state_size=5, expand=2, conv_kernel=ours.d_conv, use_bias=ours.in_proj.bias is not None
+    )
+    theirs = MambaMixer(config, layer_idx=0)
+    theirs.load_state_dict(ours.state_dict())  # strict: the same entries
+    return ours, theirs
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": True, "d_conv": 3}], ids=str)
+def test_output_and_gradients(options: dict[str, object]) -> None:
+    ours, theirs = pair(**options)
+    x = torch.randn(2, 11, 24)
+    y, expected = ours(x), theirs(x)
+    assert relative_error(y, expected) < 1e-5
+    cotangent = torch.randn_like(y)
+    grads = torch.autograd.grad(y, list(ours.parameters()), cotangent)
+    truths = torch.autograd.grad(
+        expected, [theirs.get_parameter(name) for name, _ in ours.named_parameters()], cotangent
+    )
+    for (name, _), gradient, truth in zip(ours.named_parameters(), grads, truths, strict=True):
+        assert relative_error(gradient, truth) < 1e-4, name
+
+
+@pytest.mark.parametrize("prompt", [1, 2, 7], ids="prompt of {}".format)
+def test_steps_continue_a_sequence(prompt: int) -> None:
+    ours = Mamba(24, d_state=5, layer_idx=3).eval()
+    x = torch.randn(2, 10, 24)
+    expected = ours(x)
+    cache = SimpleNamespace(seqlen_offset=0, key_value_memory_dict={})
+    outputs = [ours(x[:, :prompt], inference_params=cache)]
+    assert list(cache.key_value_memory_dict) == [3]
+    for t in range(prompt, 10):
+        cache.seqlen_offset = t
+        outputs.append(ours(x[:, t : t + 1], inference_params=cache))
+    assert relative_error(torch.cat(outputs, dim=1), expected) < 1e-5
+
+    states = ours.allocate_inference_cache(2, 10)
+    stepped = [ours.step(x[:, t : t + 1], *states)[0] for t in range(10)]
+    assert relative_error(torch.cat(stepped, dim=1), expected) < 1e-5
+    with pytest.raises(ValueError, match="one token at a time, got 2"):
+        ours.step(x[:, :2], *states)
+    with pytest.raises(ValueError, match="needs layer_idx"):
+        Mamba(24)(x, inference_params=cache)
+
+
+def test_start_values_and_marks_for_training_scripts() -> None:
+    torch.manual_seed(0)
+    mamba = Mamba(64, d_state=4, dt_min=0.01, dt_max=0.2)
+    step = torch.nn.functional.softplus(mamba.dt_proj.bias)
+    assert 0.0099 < step.min() < step.max() < 0.201
+    torch.testing.assert_close(-mamba.A_log.exp(), -torch.tensor([1.0, 2, 3, 4]).expand(128, 4))
+    assert mamba.dt_proj.bias._no_reinit
+    assert mamba.A_log._no_weight_decay
+    assert mamba.D._no_weight_decay
+    assert Mamba(8, dt_rank=3, dt_init="constant").dt_proj.weight.unique().tolist() == pytest.approx([3**-0.5])
+    with pytest.raises(ValueError, match="dt_init must be"):
+        Mamba(8, dt_init="zeros")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    mamba = Mamba(24)
+    x = torch.randn(2, 11, 24)
+    expected = mamba(x)
+    with torch.autocast("cpu", dtype):
+        y = mamba(x)
+    assert y.dtype == dtype
+    assert relative_error(y, expected) < 2e-2
+    stored = Mamba(24, dtype=dtype)
+    assert stored.A_log.dtype == torch.float32
+    assert stored(x.to(dtype)).dtype == dtype
