@@ -21,6 +21,7 @@ from support.operands import ss2d_operands
 from vmamba.analysis.tables import read_csv
 from vmamba.ops import ss2d_scan, use_backend
 from vmamba.ops.backends import reference
+from vmamba.ops.operands import SS2DOperands
 
 SMALL = Shape("small", 2, 3, 5, 8, 2, 2, torch.float32)
 
@@ -33,7 +34,7 @@ def run(folder: Path, *arguments: str) -> tuple[int, str]:
 def test_the_usual_way_computes_the_same() -> None:
     operands = [t.requires_grad_() for t in ss2d_operands(2, 3, 5, 4, 2, 2, "cross")]
     usual = gpu_scan.unfused(*gpu_scan.unfused_operands(operands)).permute(0, 2, 3, 1)
-    expected = reference.ss2d_scan(*operands, "cross")
+    expected = reference.ss2d_scan(SS2DOperands(*operands, "cross"))
     assert relative_error(usual, expected) < 1e-12
     dy = torch.randn_like(expected)
     for a, b in zip(*(torch.autograd.grad(y, operands, dy) for y in (usual, expected)), strict=True):

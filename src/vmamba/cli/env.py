@@ -32,9 +32,11 @@ def run(_: argparse.Namespace) -> int:
     table.add_row("python", f"{platform.python_version()} on {platform.platform()}")
     table.add_row("processor", f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads")
     table.add_section()
-    for name, what in BACKENDS.items():
+    for name, backend in BACKENDS.items():
         problem = unavailable(name)
-        table.add_row(f"scan backend {name}", f"{what}; " + (f"unavailable: {problem}" if problem else "available"))
+        table.add_row(
+            f"scan backend {name}", f"{backend.description}; " + (f"unavailable: {problem}" if problem else "available")
+        )
     table.add_section()
     for device in devices:
         choice = select(device)

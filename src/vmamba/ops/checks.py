@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vmamba.ops.private_torch import is_known
+
 #: What operands may be stored as. Eight-bit and integer types have no meaning here.
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -57,9 +59,9 @@ def check_operands(
             expected = known[dim] if dim in known else _size_of(dim, known)
             if expected is None:
                 known[dim] = size
-                if dim != "B" and _is_known(size < 1):
+                if dim != "B" and is_known(size < 1):
                     raise _misfit(op, name, tensor, dims, f"{dim} ≥ 1")
-            elif _is_known(size != expected):
+            elif is_known(size != expected):
                 raise _misfit(op, name, tensor, dims, f"{dim} = {expected}")
     return known
 
@@ -74,17 +76,8 @@ def check_groups(op: str, name: str, groups: int, channels: int) -> None:
     Raises:
         ValueError: If they do not.
     """
-    if _is_known(channels % groups != 0):
+    if is_known(channels % groups != 0):
         raise ValueError(f"{op}: {name} has {groups} groups, which do not divide {channels} channels")
-
-
-def _is_known(condition: Any) -> bool:
-    """Truth of a comparison of sizes; False where it depends on sizes that are only known at run time."""
-    if isinstance(condition, bool) and not torch.compiler.is_dynamo_compiling():
-        return condition
-    from torch.fx.experimental.symbolic_shapes import guard_or_false  # loaded already, where sizes are symbols
-
-    return guard_or_false(condition)
 
 
 def _size_of(dim: str, known: Mapping[str, int]) -> int | None:

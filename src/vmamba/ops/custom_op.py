@@ -7,12 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
-from torch.export._trace import custom_triton_ops_decomposition_disabled as is_exporting
 from torch.library import CustomOpDef
 
-from vmamba.ops.backends import select
+from vmamba.ops.backends import BACKENDS, select
+from vmamba.ops.private_torch import FakeTensor, FunctionalTensor, FunctionalTensorMode, is_exporting_triton
 
 _TRACED = (Tensor, FakeTensor, FunctionalTensor)
 
@@ -37,13 +35,19 @@ def define(name: str, schema: str, run: Callable[..., Any]) -> CustomOpDef:
     def trace(mode: Any, op: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors = [t for t in args if isinstance(t, Tensor)]
         device = tensors[0].device
-        shown = device.type in ("cuda", "xpu") and not is_exporting() and all(kind in _TRACED for kind in types)
+        shown = device.type in ("cuda", "xpu") and not is_exporting_triton() and all(kind in _TRACED for kind in types)
         # Not in float64, which the Triton backend leaves to PyTorch: thousands of small operations.
         shown = shown and not any(t.dtype == torch.float64 for t in tensors)
-        if shown and select(device).name == "triton":
+        if shown and BACKENDS[select(device, _asked(args)).name].traced:
             with mode:
                 return run(*args, **kwargs)
         return mode.__torch_dispatch__(op, types, args, kwargs)
 
-    operator.register_torch_dispatch(FunctionalTensorMode, trace)
+    if FunctionalTensorMode is not None:
+        operator.register_torch_dispatch(FunctionalTensorMode, trace)
     return operator
+
+
+def _asked(args: tuple[Any, ...]) -> str | None:
+    """The backend that an operator's last operand names."""
+    return next((arg for arg in args[-1:] if isinstance(arg, str) and arg in BACKENDS), None)

@@ -9,13 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vmamba.ops.backends import chunked, is_decomposed, select
-from vmamba.ops.backends.reference import accumulation_dtype
+from vmamba.ops.backends import chunked, is_decomposed, requested, select
 from vmamba.ops.checks import check_groups, check_operands
 from vmamba.ops.custom_op import define
-from vmamba.ops.operands import SelectiveScanOperands
+from vmamba.ops.operands import SelectiveScanOperands, accumulation_dtype
 
-_OPERANDS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias, bool delta_softplus"
+_OPERANDS = (
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias, bool delta_softplus, "
+    "str? backend=None"
+)
 
 
 def selective_scan(
@@ -74,8 +76,8 @@ def selective_scan(
     B, C = _grouped(B, u), _grouped(C, u)
     if B.shape[1] != C.shape[1]:  # bring both to one group per channel
         B, C = (t.repeat_interleave(u.shape[1] // t.shape[1], dim=1) for t in (B, C))
-    scan = chunked.selective_scan if is_decomposed() else torch.ops.vmamba.selective_scan
-    y, last = scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
+    operands = SelectiveScanOperands(u, delta, A, B, C, D, delta_bias, delta_softplus, requested())
+    y, last = chunked.selective_scan(operands) if is_decomposed() else torch.ops.vmamba.selective_scan(*operands)
     if z is not None:
         y = (y * F.silu(z.to(accumulation_dtype(u.dtype)))).to(u.dtype)
     return (y, last) if return_last_state else y
@@ -91,13 +93,13 @@ def _grouped(t: Tensor, u: Tensor) -> Tensor:
 def _run(*arguments: Any) -> tuple[Tensor, Tensor]:
     operands = SelectiveScanOperands(*arguments)
     operands.check()
-    return select(operands.u.device).load().selective_scan(*operands)
+    return select(operands.u.device, operands.backend).load().selective_scan(operands)
 
 
 def _run_backward(dy: Tensor, dlast: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     operands = SelectiveScanOperands(*arguments)
     operands.check(dy, dlast)
-    grads = select(operands.u.device).load().selective_scan_backward(dy, dlast, *operands)
+    grads = select(operands.u.device, operands.backend).load().selective_scan_backward(dy, dlast, operands)
     # In the dtypes of what they belong to; those of an absent D or Δ bias come in its place, unused.
     return tuple(
         g.contiguous() if t is None else g.to(t.dtype).contiguous() for g, t in zip(grads, operands[:7], strict=True)
@@ -132,12 +134,12 @@ def _(dy: Tensor, dlast: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*inputs[:7])
-    ctx.delta_softplus = inputs[7]
+    ctx.rest = inputs[7:]
 
 
 def _backward(ctx: Any, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
-    grads = torch.ops.vmamba.selective_scan_backward(dy, dlast, *ctx.saved_tensors, ctx.delta_softplus)
-    return (*(g if t is not None else None for g, t in zip(grads, ctx.saved_tensors, strict=True)), None)
+    grads = torch.ops.vmamba.selective_scan_backward(dy, dlast, *ctx.saved_tensors, *ctx.rest)
+    return (*(g if t is not None else None for g, t in zip(grads, ctx.saved_tensors, strict=True)), None, None)
 
 
 _selective_scan.register_autograd(_backward, setup_context=_setup_context)

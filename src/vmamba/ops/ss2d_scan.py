@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vmamba.ops.backends import chunked, is_decomposed, select
+from vmamba.ops.backends import chunked, is_decomposed, requested, select
 from vmamba.ops.custom_op import define
 from vmamba.ops.operands import SS2DOperands
 from vmamba.ops.selective_scan import scan_flops
 
-_OPERANDS = "Tensor x, Tensor dbc, Tensor dt_weight, Tensor A, Tensor D, Tensor dt_bias, str pattern"
+_OPERANDS = "Tensor x, Tensor dbc, Tensor dt_weight, Tensor A, Tensor D, Tensor dt_bias, str pattern, str? backend=None"
 
 
 def ss2d_scan(
@@ -53,9 +53,11 @@ def ss2d_scan(
         TypeError: For an operand that is not a floating-point tensor.
         ValueError: For an unknown pattern, shapes that do not fit, or operands on different devices.
     """
-    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript drops this form)
+    if not torch.jit.is_scripting():
         if is_decomposed():
-            return chunked.ss2d_scan(x, dbc, dt_weight, A, D, dt_bias, pattern)
+            return chunked.ss2d_scan(SS2DOperands(x, dbc, dt_weight, A, D, dt_bias, pattern))
+        routed: Tensor = torch.ops.vmamba.ss2d_scan(x, dbc, dt_weight, A, D, dt_bias, pattern, requested())
+        return routed
     y: Tensor = torch.ops.vmamba.ss2d_scan(x, dbc, dt_weight, A, D, dt_bias, pattern)
     return y
 
@@ -63,13 +65,13 @@ def ss2d_scan(
 def _run(*arguments: Any) -> Tensor:
     operands = SS2DOperands(*arguments)
     operands.check()
-    return select(operands.x.device).load().ss2d_scan(*operands)
+    return select(operands.x.device, operands.backend).load().ss2d_scan(operands)
 
 
 def _run_backward(dy: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     operands = SS2DOperands(*arguments)
     operands.check(dy)
-    grads = select(operands.x.device).load().ss2d_scan_backward(dy, *operands)
+    grads = select(operands.x.device, operands.backend).load().ss2d_scan_backward(dy, operands)
     return tuple(g.to(t.dtype).contiguous() for g, t in zip(grads, operands[:6], strict=True))
 
 
@@ -94,11 +96,11 @@ def _(dy: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*inputs[:6])
-    ctx.pattern = inputs[6]
+    ctx.rest = inputs[6:]
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    return (*torch.ops.vmamba.ss2d_scan_backward(dy, *ctx.saved_tensors, ctx.pattern), None)
+    return (*torch.ops.vmamba.ss2d_scan_backward(dy, *ctx.saved_tensors, *ctx.rest), None, None)
 
 
 _ss2d_scan.register_autograd(_backward, setup_context=_setup_context)

@@ -12,6 +12,7 @@ from support.golden import relative_error
 from support.operands import selective_operands, ss2d_operands
 from vmamba.ops import selective_scan, ss2d_scan, use_backend
 from vmamba.ops.backends import chunked, reference
+from vmamba.ops.operands import SelectiveScanOperands, SS2DOperands
 from vmamba.ops.routes import PATTERNS
 
 GRIDS = [(1, 1), (1, 2), (1, 7), (5, 3), (9, 7), (20, 25), (1, 500), (3, 250), (131, 2)]
@@ -30,7 +31,7 @@ def truth_and_result(operands: list[Tensor], pattern: str) -> tuple[list[Tensor]
     leaves = [t.detach().requires_grad_() for t in operands]
     exact = [t.detach().double().requires_grad_() for t in operands]
     dy = torch.randn(operands[0].shape, generator=torch.Generator().manual_seed(1)).to(operands[0].dtype)
-    y_exact = reference.ss2d_scan(*exact, pattern)
+    y_exact = reference.ss2d_scan(SS2DOperands(*exact, pattern))
     truth = [y_exact.detach(), *torch.autograd.grad(y_exact, exact, dy.double())]
     y = ss2d_scan(*leaves, pattern)
     return truth, [y.detach(), *torch.autograd.grad(y, leaves, dy)]
@@ -100,7 +101,8 @@ def test_nothing_is_read_before_it_is_written(grid: tuple[int, int]) -> None:
     dy = torch.randn_like(operands[0])
     torch.use_deterministic_algorithms(True)  # fills new memory with NaN
     try:
-        got = [chunked.ss2d_scan(*operands, "cross"), *chunked.ss2d_scan_backward(dy, *operands, "cross")]
+        image = SS2DOperands(*operands, "cross")
+        got = [chunked.ss2d_scan(image), *chunked.ss2d_scan_backward(dy, image)]
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(t.isfinite().all() for t in got)
@@ -112,7 +114,7 @@ def test_nothing_is_read_before_it_is_written(grid: tuple[int, int]) -> None:
 def test_selective_scan(length: int, states: int, groups: int) -> None:
     operands = {n: t.requires_grad_() for n, t in selective_operands(2, 6, length, states, groups).items()}
     leaves = list(operands.values())
-    y, last = reference.selective_scan(**operands, delta_softplus=True)
+    y, last = reference.selective_scan(SelectiveScanOperands(**operands, delta_softplus=True))
     dy, dlast = torch.randn_like(y), torch.randn_like(last)
     truth = [y, last, *torch.autograd.grad((y, last), leaves, (dy, dlast))]
     y, last = selective_scan(**operands, delta_softplus=True, return_last_state=True)
@@ -135,7 +137,7 @@ def test_steps_in_python_grow_with_the_side_not_with_the_tokens() -> None:
 
     def calls(side: int) -> int:
         with torch.profiler.profile() as profile:
-            chunked.ss2d_scan(*ss2d_operands(1, side, side, 2, 1, 1, "cross", torch.float32), "cross")
+            chunked.ss2d_scan(SS2DOperands(*ss2d_operands(1, side, side, 2, 1, 1, "cross", torch.float32), "cross"))
         return sum(event.count for event in profile.key_averages())
 
     assert calls(64) < 2.5 * calls(32)

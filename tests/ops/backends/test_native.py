@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from vmamba.errors import OptionError
 from vmamba.ops import backends, select, selective_scan, ss2d_scan, use_backend
 from vmamba.ops.backends import native, reference
 from vmamba.ops.backends.native import _native
+from vmamba.ops.operands import SelectiveScanOperands, SS2DOperands
 from vmamba.ops.routes import PATTERNS, Route
 
 STORAGE = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -100,30 +102,30 @@ def check_image(operands: list[Tensor], pattern: str, autograd: bool = True) -> 
     dtype = operands[0].dtype
     exact = leaves(operands)
     with torch.set_grad_enabled(autograd):
-        y = reference.ss2d_scan(*exact, pattern)
+        y = reference.ss2d_scan(SS2DOperands(*exact, pattern))
     dy = torch.randn(y.shape, dtype=torch.float64).to(dtype)
-    assert_close("y", [native.ss2d_scan(*operands, pattern)], [y], FORWARD[dtype])
-    grads = native.ss2d_scan_backward(dy, *operands, pattern)
+    assert_close("y", [native.ss2d_scan(SS2DOperands(*operands, pattern))], [y], FORWARD[dtype])
+    grads = native.ss2d_scan_backward(dy, SS2DOperands(*operands, pattern))
     assert all(g.dtype == reference.accumulation_dtype(dtype) for g in grads)
     if autograd:
         expected = torch.autograd.grad(y, exact, dy.double())
     else:
         with torch.no_grad():
-            expected = reference.ss2d_scan_backward(dy.double(), *exact, pattern)
+            expected = reference.ss2d_scan_backward(dy.double(), SS2DOperands(*exact, pattern))
     assert_close("x dbc dt_weight A D dt_bias", grads, expected, GRADIENT[dtype])
 
 
 def check_sequence(operands: list[Tensor], softplus: bool = True) -> None:
     dtype = operands[0].dtype
     exact = leaves(operands)
-    y, last = reference.selective_scan(*exact, softplus)
+    y, last = reference.selective_scan(SelectiveScanOperands(*exact, softplus))
     dy, dlast = torch.randn(y.shape, dtype=torch.float64).to(dtype), torch.randn_like(last)
-    got, got_last = native.selective_scan(*operands, softplus)
+    got, got_last = native.selective_scan(SelectiveScanOperands(*operands, softplus))
     assert got.dtype == dtype
     assert_close("y", [got], [y], FORWARD[dtype])
     assert_close("last", [got_last], [last], GRADIENT[dtype])
     dlast = dlast.to(got_last.dtype)
-    grads = native.selective_scan_backward(dy, dlast, *operands, softplus)
+    grads = native.selective_scan_backward(dy, dlast, SelectiveScanOperands(*operands, softplus))
     expected = torch.autograd.grad((y, last), exact, (dy.double(), dlast.double()))
     assert_close("u delta A B C D delta_bias", grads, expected, GRADIENT[dtype])
 
@@ -181,13 +183,15 @@ def test_sequence_without_softplus() -> None:
 
 def test_sequence_without_skip_and_bias() -> None:
     u, delta, A, B, C, _, _ = sequence_operands(40)
-    y, _ = native.selective_scan(u, delta, A, B, C, None, None, True)
-    expected, _ = reference.selective_scan(*(t.double() for t in (u, delta, A, B, C)), None, None, True)
+    y, _ = native.selective_scan(SelectiveScanOperands(u, delta, A, B, C, None, None, True))
+    expected, _ = reference.selective_scan(
+        SelectiveScanOperands(*(t.double() for t in (u, delta, A, B, C)), None, None, True)
+    )
     assert_close("y", [y], [expected], 1e-6)
     dlast = torch.zeros(2, 24, 1)
-    grads = native.selective_scan_backward(u, dlast, u, delta, A, B, C, None, None, True)
-    exact = [t.double() for t in (u, dlast, u, delta, A, B, C)]
-    expected_grads = reference.selective_scan_backward(*exact, None, None, True)
+    grads = native.selective_scan_backward(u, dlast, SelectiveScanOperands(u, delta, A, B, C, None, None, True))
+    dy, dlast, *exact = (t.double() for t in (u, dlast, u, delta, A, B, C))
+    expected_grads = reference.selective_scan_backward(dy, dlast, SelectiveScanOperands(*exact, None, None, True))
     assert_close("u delta A B C D delta_bias", grads, expected_grads, 2e-6)
 
 
@@ -200,9 +204,9 @@ def test_extreme_steps(bias: float) -> None:
         operands = image_operands((9, 8), bias=bias, states=states)
         operands[4].zero_()  # the skip would hide what a tiny Δ does
         exact = leaves(operands)
-        y = reference.ss2d_scan(*exact, "cross")
-        got = native.ss2d_scan(*operands, "cross")
-        grads = native.ss2d_scan_backward(torch.ones_like(operands[0]), *operands, "cross")
+        y = reference.ss2d_scan(SS2DOperands(*exact, "cross"))
+        got = native.ss2d_scan(SS2DOperands(*operands, "cross"))
+        grads = native.ss2d_scan_backward(torch.ones_like(operands[0]), SS2DOperands(*operands, "cross"))
         assert all(t.isfinite().all() for t in (got, *grads))
         assert_close("y", [got], [y], tolerance)
         expected = torch.autograd.grad(y, exact, torch.ones_like(y))
@@ -219,7 +223,9 @@ def test_softplus_and_exp_pointwise() -> None:
     dbc[..., 0] = z[None, :, None, None]
     for rate in (-1.0, -0.01, 0.25):
         one = torch.ones(1, 1)
-        y = native.ss2d_scan(x, dbc, one[..., None], rate * one[..., None], 0 * one, 0 * one, "rows").double()
+        y = native.ss2d_scan(
+            SS2DOperands(x, dbc, one[..., None], rate * one[..., None], 0 * one, 0 * one, "rows")
+        ).double()
         step = torch.nn.functional.softplus(z.double(), threshold=1e9)
         decay = torch.exp(rate * step)
         assert ((y[0, :, 0, 0] - step) / step).abs().max() < 4e-7
@@ -232,14 +238,14 @@ def test_softplus_and_exp_pointwise() -> None:
 def test_growing_state_is_infinite_not_wrong() -> None:
     operands = image_operands((1, 60), bias=50.0)
     operands[3].abs_().add_(1)
-    assert not native.ss2d_scan(*operands, "unidirectional").isfinite().all()
+    assert not native.ss2d_scan(SS2DOperands(*operands, "unidirectional")).isfinite().all()
 
 
 def test_nan_comes_through() -> None:
     for position in range(2):
         operands = image_operands((4, 4))
         operands[position][0, 2, 2] = float("nan")
-        y = native.ss2d_scan(*operands, "cross")
+        y = native.ss2d_scan(SS2DOperands(*operands, "cross"))
         assert y[0, 2, 2].isnan().all()
         assert y[1].isfinite().all()
 
@@ -247,36 +253,40 @@ def test_nan_comes_through() -> None:
 def test_half_precision_infinities_and_subnormals() -> None:
     operands = image_operands((1, 3), dtype=torch.float16, channels=16)
     operands[0].fill_(2.0**-24)
-    y = native.ss2d_scan(*operands, "cross").double()
-    assert_close("y", [y], [reference.ss2d_scan(*(t.double() for t in operands), "cross").half()], 1e-2)
+    y = native.ss2d_scan(SS2DOperands(*operands, "cross")).double()
+    assert_close("y", [y], [reference.ss2d_scan(SS2DOperands(*(t.double() for t in operands), "cross")).half()], 1e-2)
     operands[0][0, 0, 1, 3] = float("inf")
-    assert not native.ss2d_scan(*operands, "cross")[0, 0, 1, 3].isfinite()
+    assert not native.ss2d_scan(SS2DOperands(*operands, "cross"))[0, 0, 1, 3].isfinite()
 
 
 def test_non_contiguous_operands() -> None:
     operands = image_operands((6, 5))
-    expected = native.ss2d_scan(*operands, "cross")
+    expected = native.ss2d_scan(SS2DOperands(*operands, "cross"))
     scattered = [t.transpose(0, -1).contiguous().transpose(0, -1) for t in operands]
     assert not any(t.is_contiguous() for t in scattered[:2])
-    assert torch.equal(native.ss2d_scan(*scattered, "cross"), expected)
+    assert torch.equal(native.ss2d_scan(SS2DOperands(*scattered, "cross")), expected)
     dy = torch.randn_like(operands[0])
     for a, b in zip(
-        native.ss2d_scan_backward(dy.expand_as(dy), *scattered, "cross"),
-        native.ss2d_scan_backward(dy, *operands, "cross"),
+        native.ss2d_scan_backward(dy.expand_as(dy), SS2DOperands(*scattered, "cross")),
+        native.ss2d_scan_backward(dy, SS2DOperands(*operands, "cross")),
         strict=True,
     ):
         assert torch.equal(a, b)
     sequence = sequence_operands(30, groups=2)
     scattered = [t.transpose(0, -1).contiguous().transpose(0, -1) for t in sequence]
-    for a, b in zip(native.selective_scan(*scattered, True), native.selective_scan(*sequence, True), strict=True):
+    for a, b in zip(
+        native.selective_scan(SelectiveScanOperands(*scattered, True)),
+        native.selective_scan(SelectiveScanOperands(*sequence, True)),
+        strict=True,
+    ):
         assert torch.equal(a, b)
 
 
 def test_operands_of_different_storage() -> None:
     operands = image_operands((4, 5))
     operands[1] = operands[1].bfloat16()
-    expected = reference.ss2d_scan(*(t.double() for t in operands), "cross")
-    assert_close("y", [native.ss2d_scan(*operands, "cross")], [expected], 1e-6)
+    expected = reference.ss2d_scan(SS2DOperands(*(t.double() for t in operands), "cross"))
+    assert_close("y", [native.ss2d_scan(SS2DOperands(*operands, "cross"))], [expected], 1e-6)
 
 
 @pytest.mark.parametrize("channels", [24, 96, 192])
@@ -291,10 +301,10 @@ def test_threads_do_not_change_results(channels: int) -> None:
             torch.set_num_threads(threads)
             results.append(
                 [
-                    native.ss2d_scan(*operands, "cross"),
-                    *native.ss2d_scan_backward(dy, *operands, "cross"),
-                    *native.selective_scan(*sequence, True),
-                    *native.selective_scan_backward(du, dlast, *sequence, True),
+                    native.ss2d_scan(SS2DOperands(*operands, "cross")),
+                    *native.ss2d_scan_backward(dy, SS2DOperands(*operands, "cross")),
+                    *native.selective_scan(SelectiveScanOperands(*sequence, True)),
+                    *native.selective_scan_backward(du, dlast, SelectiveScanOperands(*sequence, True)),
                 ]
             )
     finally:
@@ -307,13 +317,13 @@ def test_threads_do_not_change_results(channels: int) -> None:
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_more_threads_than_blocks(pattern: str, states: int) -> None:
     operands = image_operands((40, 37), pattern=pattern, batch=1, channels=21, states=states)
-    expected = native.ss2d_scan(*(t.double() for t in operands), pattern)
+    expected = native.ss2d_scan(SS2DOperands(*(t.double() for t in operands), pattern))
     results = []
     before = torch.get_num_threads()
     try:
         for threads in (1, 3, 5, 8):
             torch.set_num_threads(threads)
-            results.append(native.ss2d_scan(*operands, pattern))
+            results.append(native.ss2d_scan(SS2DOperands(*operands, pattern)))
     finally:
         torch.set_num_threads(before)
     assert_close("y", results[:1], [expected], 1e-6)
@@ -328,21 +338,23 @@ def test_it_answers_on_a_cpu() -> None:
     assert select(torch.device("cpu")).name == "native"
     assert native.describe().startswith("C++ kernels for ")
     operands = image_operands((3, 4))
-    assert torch.equal(ss2d_scan(*operands), native.ss2d_scan(*operands, "cross"))
+    assert torch.equal(ss2d_scan(*operands), native.ss2d_scan(SS2DOperands(*operands, "cross")))
     sequence = sequence_operands(9)
     y = selective_scan(*sequence[:6], delta_bias=sequence[6], delta_softplus=True)
-    assert torch.equal(y, native.selective_scan(*sequence, True)[0])
+    assert torch.equal(y, native.selective_scan(SelectiveScanOperands(*sequence, True))[0])
 
 
 def test_other_devices_are_refused() -> None:
     operands = [t.to("meta") for t in image_operands((2, 2))]
     with pytest.raises(ValueError, match="the native kernels run on the CPU"):
-        native.ss2d_scan(*operands, "cross")
+        native.ss2d_scan(SS2DOperands(*operands, "cross"))
 
 
 def test_unavailable_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "unavailable", lambda name: "no compiler" if name == "native" else None)
-    with pytest.raises(RuntimeError, match=r"^backend 'native' is unavailable: no compiler$"), use_backend("native"):
+    found = backends._import
+    monkeypatch.setattr(backends, "_import", lambda name: (None, "no compiler") if name == "native" else found(name))
+    monkeypatch.setattr(backends, "_automatic", {})
+    with pytest.raises(OptionError, match=r"^backend 'native' is unavailable: no compiler$"), use_backend("native"):
         pass
     choice = select(torch.device("cpu"))
     assert choice.name == "chunked"

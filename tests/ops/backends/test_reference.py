@@ -12,6 +12,7 @@ from support.golden import relative_error
 from support.operands import selective_operands, ss2d_operands
 from vmamba.ops import selective_scan, ss2d_scan, use_backend
 from vmamba.ops.backends import reference
+from vmamba.ops.operands import SS2DOperands
 from vmamba.ops.routes import PATTERNS, routes
 
 
@@ -79,9 +80,9 @@ def test_selective_scan_gradients_by_finite_differences() -> None:
 
 def test_adjoint_equals_autograd_of_the_loop() -> None:
     operands = [t.requires_grad_() for t in ss2d_operands(2, 3, 5, 4, 3, 2, "cross")]
-    y = reference.ss2d_scan(*operands, "cross")
+    y = reference.ss2d_scan(SS2DOperands(*operands, "cross"))
     dy = torch.randn_like(y)
     expected = torch.autograd.grad(y, operands, dy)
-    got = reference.ss2d_scan_backward(dy, *(t.detach() for t in operands), "cross")
+    got = reference.ss2d_scan_backward(dy, SS2DOperands(*(t.detach() for t in operands), "cross"))
     for gradient, truth in zip(got, expected, strict=True):
         assert relative_error(gradient, truth) < 1e-13

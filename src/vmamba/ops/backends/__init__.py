@@ -1,7 +1,10 @@
-"""Which implementation of the scans answers, and why.
+"""Who computes the scans: a table, asked in order.
 
-The operators of `vmamba.ops` call `select` when they *run*, not when they are traced: a compiled or exported graph
-holds the operator, and the implementation is picked on the machine that executes it.
+A backend is a module of this package and a row of :data:`BACKENDS`. The module has the functions of
+:class:`Implementation`, and raises ImportError with the reason where it cannot run. The operators of `vmamba.ops` ask
+when they *run*, not when they are traced: a compiled or exported graph holds the operator, and the machine that
+executes it decides. Only a backend asked for by name with `use_backend` is written into compiled graphs, so that code
+compiled for one backend, in this process or a cached one, never answers for another.
 """
 
 from __future__ import annotations
@@ -11,129 +14,170 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from vmamba.errors import OptionError
+from vmamba.ops.operands import SelectiveScanGradients, SelectiveScanOperands, SS2DGradients, SS2DOperands
+from vmamba.ops.private_torch import constant_when_compiled
+
 
 class Implementation(Protocol):
-    """What a backend module provides. Shapes and meaning: `vmamba.ops.selective_scan`, `vmamba.ops.ss2d_scan`.
+    """What the module of a backend provides. Meaning: `vmamba.ops.selective_scan`, `vmamba.ops.ss2d_scan`.
 
-    Backward functions return gradients in the accumulation dtype; the operators cast them.
+    Operands have been checked. Gradients may come in the accumulation dtype; the operators cast them.
     """
 
-    def selective_scan(
-        self,
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        delta_bias: Tensor | None,
-        delta_softplus: bool,
-    ) -> tuple[Tensor, Tensor]: ...
+    def describe(self) -> str:
+        """One line about what runs: ``vmamba env`` shows it."""
+
+    def selective_scan(self, operands: SelectiveScanOperands) -> tuple[Tensor, Tensor]:
+        """Output, of u's dtype, and last state (B, D, N), of the accumulation dtype."""
 
     def selective_scan_backward(
-        self,
-        dy: Tensor,
-        dlast: Tensor,
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        delta_bias: Tensor | None,
-        delta_softplus: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]: ...
+        self, dy: Tensor, dlast: Tensor, operands: SelectiveScanOperands
+    ) -> SelectiveScanGradients: ...
 
-    def ss2d_scan(
-        self, x: Tensor, dbc: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, pattern: str
-    ) -> Tensor: ...
+    def ss2d_scan(self, operands: SS2DOperands) -> Tensor:
+        """Output, of x's dtype."""
 
-    def ss2d_scan_backward(
-        self, dy: Tensor, x: Tensor, dbc: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, pattern: str
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]: ...
+    def ss2d_scan_backward(self, dy: Tensor, operands: SS2DOperands) -> SS2DGradients: ...
 
 
 @dataclass(frozen=True)
-class Choice:
+class Backend:
+    """One row of the table.
+
+    Attributes:
+        name: Of the module and for `use_backend`.
+        description: For people.
+        devices: Device types that it answers for unasked; None for any.
+        plain: PyTorch's own operations and nothing else.
+        traced: Compiled graphs hold the kernels that it launches, not the operators.
+    """
+
+    name: str
+    description: str
+    devices: tuple[str, ...] | None
+    plain: bool = False
+    traced: bool = False
+
+
+_TABLE = (
+    Backend("triton", "Triton kernels for GPUs", ("cuda", "xpu"), traced=True),  # cuda is ROCm's name, too
+    Backend("native", "C++ kernels for the CPU", ("cpu",)),
+    Backend("chunked", "portable PyTorch, any device", None, plain=True),
+    Backend("reference", "the definition, a loop over the tokens; slow", (), plain=True),
+)
+
+#: Every backend by name, the fastest first.
+BACKENDS = {backend.name: backend for backend in _TABLE}
+
+
+class Choice(NamedTuple):
     """A backend and the reason why it answers."""
 
     name: str
     reason: str
 
     def load(self) -> Implementation:
-        return cast(Implementation, importlib.import_module(f"vmamba.ops.backends.{self.name}"))
+        """The backend's module."""
+        module, problem = _import(self.name)
+        if module is None:
+            raise OptionError(f"backend {self.name!r} is unavailable: {problem}")
+        return module
 
-
-#: Every backend and what it is, the fastest first.
-BACKENDS = {
-    "triton": "Triton kernels for GPUs",
-    "native": "C++ kernels for the CPU",
-    "chunked": "portable PyTorch, any device",
-    "reference": "the definition, a loop over the tokens; slow",
-}
 
 # One for the process, not per thread: autograd runs the backward of CUDA operators in threads of its own.
-_forced: str | None = None
+_requested: Choice | None = None
+_automatic: dict[str, Choice] = {}  # by device type
 _decomposed = False
 
 
 @cache
+def _import(name: str) -> tuple[Implementation | None, str | None]:
+    """Module of a backend, or None and the reason."""
+    try:
+        return cast(Implementation, importlib.import_module(f"vmamba.ops.backends.{name}")), None
+    except ImportError as error:
+        return None, str(error)
+
+
 def unavailable(name: str) -> str | None:
     """Why a backend cannot run in this process; None if it can."""
-    try:
-        Choice(name, "").load()
-    except ImportError as error:
-        return str(error)
-    return None
+    return _import(name)[1]
 
 
-def select(device: torch.device) -> Choice:
-    """The backend that answers for tensors on `device`, and why."""
-    if _forced is not None:
-        return Choice(_forced, "asked for with use_backend")
-    if device.type in ("cuda", "xpu"):  # cuda is ROCm's name too
-        problem = unavailable("triton")
-        if problem is None:
-            from vmamba.ops.backends import triton  # installed, as it turned out
+def requested() -> str | None:
+    """Name of the backend asked for with `use_backend`; None where the machine that runs an operator chooses."""
+    return None if _requested is None or torch.compiler.is_exporting() else _requested.name
 
-            return Choice("triton", triton.describe())
-        return Choice("chunked", f"runs everywhere; the Triton kernels do not: {problem}")
-    if device.type != "cpu":
-        return Choice("chunked", f"runs everywhere; nothing faster is available for {device.type}")
-    problem = unavailable("native")
-    if problem is None:
-        from vmamba.ops.backends import native  # built, as it turned out
 
-        return Choice("native", native.describe())
-    return Choice("chunked", f"runs everywhere; {problem}")
+def is_plain() -> bool:
+    """Whether `use_backend` asks for PyTorch's own operations: no operator may use kernels of ours then."""
+    return _requested is not None and BACKENDS[_requested.name].plain
+
+
+def select(device: torch.device, name: str | None = None) -> Choice:
+    """The backend that answers for tensors on a device, and why.
+
+    Args:
+        device: Of the operands.
+        name: A backend asked for by name, which comes before the one of `use_backend`.
+
+    Raises:
+        OptionError: If there is no backend of that name.
+    """
+    if name is not None:
+        return _named(name)
+    if _requested is not None:
+        return _requested
+    return _first_available(device.type)
+
+
+def _named(name: str) -> Choice:
+    if name not in BACKENDS:
+        raise OptionError(f"unknown backend {name!r}; choose one of {', '.join(BACKENDS)}")
+    return Choice(name, "asked for by name")
+
+
+@constant_when_compiled
+def _first_available(device_type: str) -> Choice:
+    """The first row of the table that serves a type of device; asked once for each."""
+    choice = _automatic.get(device_type)
+    if choice is None:
+        rows = [row.name for row in _TABLE if row.devices is None or device_type in row.devices]
+        available = [name for name in rows if unavailable(name) is None]  # never empty: PyTorch is always there
+        missing = rows[: rows.index(available[0])]
+        choice = Choice(available[0], "")
+        reasons = [choice.load().describe(), *(f"{name} is unavailable: {unavailable(name)}" for name in missing)]
+        choice = _automatic[device_type] = choice._replace(reason="; ".join(reasons))
+    return choice
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Make one backend answer inside a ``with`` block, for the whole process.
 
+    With ``"chunked"`` or ``"reference"`` all operators use PyTorch's own operations, the pointwise ones too. A gradient
+    comes from the backend that computed the output.
+
     Args:
         name: One of :data:`BACKENDS`.
 
     Raises:
-        ValueError: If there is no such backend.
-        RuntimeError: If it cannot run here.
+        OptionError: If there is no such backend, or it cannot run here.
     """
-    global _forced
-    if name not in BACKENDS:
-        raise ValueError(f"unknown backend {name!r}; choose one of {', '.join(BACKENDS)}")
-    if (problem := unavailable(name)) is not None:
-        raise RuntimeError(f"backend {name!r} is unavailable: {problem}")
-    before, _forced = _forced, name
+    global _requested
+    choice = _named(name)
+    choice.load()
+    before, _requested = _requested, choice
     try:
         yield
     finally:
-        _forced = before
+        _requested = before
 
 
 @contextmanager

@@ -23,8 +23,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vmamba.ops.backends.reference import accumulation_dtype
+from vmamba.ops.operands import (
+    SelectiveScanGradients,
+    SelectiveScanOperands,
+    SS2DGradients,
+    SS2DOperands,
+    accumulation_dtype,
+)
 from vmamba.ops.routes import Route, routes
+
+
+def describe() -> str:
+    """One line about what runs: ``vmamba env`` shows it."""
+    return "PyTorch's own operations, on any device"
+
 
 #: Grids longer than this many times their width are laid out afresh as a square of chunks (one gather per route).
 MAX_ASPECT = 64
@@ -146,10 +158,9 @@ def _square(t: Tensor, fill: float = 0.0) -> Tensor:
     return F.pad(t, padding, value=fill).unflatten(1, (chunks, steps))
 
 
-def _sequence_operands(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, delta_bias: Tensor | None, delta_softplus: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """u (B, D, L), … as the operands of one route with channels E = (G, D/G)."""
+def _sequence_operands(operands: SelectiveScanOperands) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """x, Δ, A, b and c of one route with channels E = (G, D/G)."""
+    u, delta, A, B, C, _, delta_bias, delta_softplus, _ = operands
     dtype = accumulation_dtype(u.dtype)
     groups = B.shape[1]
     delta = delta.to(dtype)
@@ -167,45 +178,26 @@ def _unsquare(t: Tensor, length: int) -> Tensor:
     return t.flatten(3, 4).flatten(1, 2)[:, :length].transpose(1, 2)
 
 
-def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-) -> tuple[Tensor, Tensor]:
+def selective_scan(operands: SelectiveScanOperands) -> tuple[Tensor, Tensor]:
     """See `vmamba.ops.selective_scan`; B and C are ``(B, G, N, L)`` here."""
-    x, step, A_groups, b, c = _sequence_operands(u, delta, A, B, C, delta_bias, delta_softplus)
+    u, D = operands.u, operands.D
+    x, step, A_groups, b, c = _sequence_operands(operands)
     y = torch.zeros_like(x) if D is None else x * D.to(x.dtype).view(x.shape[3:])
     last = _scan_forward(y, x, step, A_groups, b, c, backward=False, carry=True)
     return _unsquare(y, u.shape[2]).to(u.dtype).contiguous(), last.flatten(1, 2)
 
 
-def selective_scan_backward(
-    dy: Tensor,
-    dlast: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def selective_scan_backward(dy: Tensor, dlast: Tensor, operands: SelectiveScanOperands) -> SelectiveScanGradients:
     """Gradients for (u, delta, A, B, C, D, delta_bias), in the accumulation dtype."""
-    length, groups = u.shape[2], B.shape[1]
-    x, step, A_groups, b, c = _sequence_operands(u, delta, A, B, C, delta_bias, delta_softplus)
+    D, length, groups = operands.D, operands.u.shape[2], operands.B.shape[1]
+    x, step, A_groups, b, c = _sequence_operands(operands)
     dy = _square(dy.to(x.dtype).transpose(1, 2)).unflatten(-1, (groups, -1))
     last = dlast.to(x.dtype).unflatten(1, (groups, -1))
     dx, ddelta, dA, db, dc = _scan_backward(dy, x, step, A_groups, b, c, backward=False, carry=True, dlast=last)
     dD = (dy * x).sum((0, 1, 2)).flatten()
     if D is not None:
         dx.addcmul_(dy, D.to(x.dtype).view(x.shape[3:]))
-    if delta_softplus:
+    if operands.delta_softplus:
         ddelta = ddelta * -torch.expm1(-step)
     dB, dC = (t.squeeze(4).flatten(1, 2)[:, :length].movedim(1, -1) for t in (db, dc))
     ddelta = _unsquare(ddelta, length)
@@ -246,8 +238,9 @@ def _step_size(low_rank: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.softplus(torch.addmm(bias, rows, weight.T)).view(*low_rank.shape[:3], -1)
 
 
-def ss2d_scan(x: Tensor, dbc: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, pattern: str) -> Tensor:
+def ss2d_scan(operands: SS2DOperands) -> Tensor:
     """See `vmamba.ops.ss2d_scan`."""
+    x, dbc, dt_weight, A, D, dt_bias, pattern, _ = operands
     out_dtype, dtype = x.dtype, accumulation_dtype(x.dtype)
     x, dbc, dt_weight, A, D, dt_bias = (t.to(dtype) for t in (x, dbc, dt_weight, A, D, dt_bias))
     rank, states = dt_weight.shape[2], A.shape[2]
@@ -264,10 +257,9 @@ def ss2d_scan(x: Tensor, dbc: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, d
     return y.to(out_dtype)
 
 
-def ss2d_scan_backward(
-    dy: Tensor, x: Tensor, dbc: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, pattern: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def ss2d_scan_backward(dy: Tensor, operands: SS2DOperands) -> SS2DGradients:
     """Gradients for (x, dbc, dt_weight, A, D, dt_bias), in the accumulation dtype."""
+    x, dbc, dt_weight, A, D, dt_bias, pattern, _ = operands
     dtype = accumulation_dtype(x.dtype)
     dy, x, dbc, dt_weight, A, D, dt_bias = (t.to(dtype) for t in (dy, x, dbc, dt_weight, A, D, dt_bias))
     rank, states = dt_weight.shape[2], A.shape[2]

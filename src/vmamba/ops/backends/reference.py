@@ -14,25 +14,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vmamba.ops.operands import (
+    SelectiveScanGradients,
+    SelectiveScanOperands,
+    SS2DGradients,
+    SS2DOperands,
+    accumulation_dtype,
+)
 from vmamba.ops.routes import Route, routes
 
 
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """dtype of state, Δ, decay and sums for inputs of `dtype`: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def describe() -> str:
+    """One line about what runs: ``vmamba env`` shows it."""
+    return "the definition, a loop over the tokens"
 
 
-def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-) -> tuple[Tensor, Tensor]:
+def selective_scan(operands: SelectiveScanOperands) -> tuple[Tensor, Tensor]:
     """See `vmamba.ops.selective_scan`; B and C are ``(B, G, N, L)`` here. Returns y like u and the last state."""
+    u, delta, A, B, C, D, delta_bias, delta_softplus, _ = operands
     dtype = accumulation_dtype(u.dtype)
     out_dtype, channels = u.dtype, u.shape[1]
     u, A = u.to(dtype), A.to(dtype)
@@ -51,19 +50,9 @@ def selective_scan(
     return y.to(out_dtype), state
 
 
-def selective_scan_backward(
-    dy: Tensor,
-    dlast: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def selective_scan_backward(dy: Tensor, dlast: Tensor, operands: SelectiveScanOperands) -> SelectiveScanGradients:
     """Gradients of `selective_scan` for (u, delta, A, B, C, D, delta_bias), each in its accumulation dtype."""
+    u, delta, A, B, C, D, delta_bias, delta_softplus, _ = operands
     dtype = accumulation_dtype(u.dtype)
     groups, channels = B.shape[1], u.shape[1]
     dy, u, A = dy.to(dtype), u.to(dtype), A.to(dtype)
@@ -98,32 +87,27 @@ def selective_scan_backward(
     return du, ddelta, dA, _per_group(dB, groups), _per_group(dC, groups), dD, ddelta.sum((0, 2))
 
 
-def ss2d_scan(x: Tensor, dbc: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, pattern: str) -> Tensor:
+def ss2d_scan(operands: SS2DOperands) -> Tensor:
     """See `vmamba.ops.ss2d_scan`."""
-    dtype = accumulation_dtype(x.dtype)
-    y = torch.zeros_like(x, dtype=dtype)
-    for k, route in enumerate(routes(pattern)):
-        u, delta, B, C = _along(route, x, dbc[:, :, :, k], dt_weight[k])
-        out, _ = selective_scan(u, delta, A[k], B, C, D[k], dt_bias[k], True)
+    x = operands.x
+    y = torch.zeros_like(x, dtype=accumulation_dtype(x.dtype))
+    for k, route in enumerate(routes(operands.pattern)):
+        out, _ = selective_scan(_along(route, k, operands))
         y = y + _to_image(route, out, x.shape)
     return y.to(x.dtype)
 
 
-def ss2d_scan_backward(
-    dy: Tensor, x: Tensor, dbc: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, pattern: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def ss2d_scan_backward(dy: Tensor, operands: SS2DOperands) -> SS2DGradients:
     """Gradients of `ss2d_scan` for (x, dbc, dt_weight, A, D, dt_bias), each in the accumulation dtype."""
+    x, dbc, dt_weight, A = operands[:4]
     dtype = accumulation_dtype(x.dtype)
     rank = dt_weight.shape[2]
     dx = torch.zeros_like(x, dtype=dtype)
     per_route = []
-    for k, route in enumerate(routes(pattern)):
-        u, delta, B, C = _along(route, x, dbc[:, :, :, k], dt_weight[k])
+    for k, route in enumerate(routes(operands.pattern)):
         dout = _to_route(route, dy.to(dtype))
         dlast = dout.new_zeros(dout.shape[0], dout.shape[1], A.shape[2])
-        du, ddelta, dA, dB, dC, dD, dbias = selective_scan_backward(
-            dout, dlast, u, delta, A[k], B, C, D[k], dt_bias[k], True
-        )
+        du, ddelta, dA, dB, dC, dD, dbias = selective_scan_backward(dout, dlast, _along(route, k, operands))
         dx = dx + _to_image(route, du, x.shape)
         low_rank = _to_route(route, dbc[:, :, :, k, :rank].to(dtype))
         ddbc = torch.cat([torch.einsum("bdl,dr->brl", ddelta, dt_weight[k].to(dtype)), dB[:, 0], dC[:, 0]], dim=1)
@@ -164,11 +148,12 @@ def _to_image(route: Route, t: Tensor, shape: torch.Size) -> Tensor:
     return t[:, route.order(height, width, t.device).argsort()].unflatten(1, (height, width))
 
 
-def _along(route: Route, x: Tensor, dbc: Tensor, dt_weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """u, Δ before bias and softplus, B and C of one route, as `selective_scan` takes them."""
+def _along(route: Route, k: int, operands: SS2DOperands) -> SelectiveScanOperands:
+    """The scan of route k as a scan of sequences."""
+    x, dbc, dt_weight, A, D, dt_bias = operands[:6]
     dtype = accumulation_dtype(x.dtype)
-    rank = dt_weight.shape[1]
-    sequence = _to_route(route, dbc.to(dtype))  # (B, R+2N, L)
-    B, C = sequence[:, rank:].chunk(2, dim=1)
-    delta = torch.einsum("brl,dr->bdl", sequence[:, :rank], dt_weight.to(dtype))
-    return _to_route(route, x.to(dtype)), delta, B.unsqueeze(1), C.unsqueeze(1)
+    rank = dt_weight.shape[2]
+    u, sequence = _to_route(route, x.to(dtype)), _to_route(route, dbc[:, :, :, k].to(dtype))  # (B, D, L), (B, R+2N, L)
+    B, C = sequence[:, None, rank:].chunk(2, dim=2)
+    delta = torch.einsum("brl,dr->bdl", sequence[:, :rank], dt_weight[k].to(dtype))
+    return SelectiveScanOperands(u, delta, A[k], B, C, D[k], dt_bias[k], delta_softplus=True)

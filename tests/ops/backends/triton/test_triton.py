@@ -12,6 +12,7 @@ from support.golden import relative_error
 from support.operands import selective_operands, ss2d_operands
 from vmamba.ops import select, selective_scan, ss2d_scan, use_backend
 from vmamba.ops.backends import reference
+from vmamba.ops.operands import SS2DOperands
 from vmamba.ops.routes import PATTERNS
 
 triton = pytest.importorskip("triton")
@@ -50,7 +51,7 @@ def truth_and_result(operands: list[Tensor], pattern: str) -> tuple[list[Tensor]
     leaves = [t.detach().to(DEVICE).requires_grad_() for t in operands]
     exact = [t.detach().double().requires_grad_() for t in operands]
     dy = torch.randn(operands[0].shape, generator=torch.Generator().manual_seed(1)).to(operands[0].dtype)
-    y_exact = reference.ss2d_scan(*exact, pattern)
+    y_exact = reference.ss2d_scan(SS2DOperands(*exact, pattern))
     truth = [y_exact.detach(), *torch.autograd.grad(y_exact, exact, dy.double())]
     y = ss2d_scan(*leaves, pattern)
     return truth, [t.cpu() for t in (y.detach(), *torch.autograd.grad(y, leaves, dy.to(DEVICE)))]
@@ -92,8 +93,8 @@ def test_weights_keep_their_bits_beside_half_precision_activations() -> None:
     """Only x and dbc are stored in bfloat16, and given: what is computed from them is exact to float32 until stored."""
     operands = ss2d_operands(1, 3, 4, 4, 1, 2, "cross", torch.float32)
     operands[1] = operands[1].bfloat16()
-    y = kernels.ss2d_scan(*(t.to(DEVICE) for t in operands), "cross")
-    assert relative_error(y.cpu(), reference.ss2d_scan(*(t.double() for t in operands), "cross")) < 2e-5
+    y = kernels.ss2d_scan(SS2DOperands(*(t.to(DEVICE) for t in operands), "cross"))
+    assert relative_error(y.cpu(), reference.ss2d_scan(SS2DOperands(*(t.double() for t in operands), "cross"))) < 2e-5
 
 
 @pytest.mark.parametrize("step", [50.0, -50.0], ids=["large Δ", "tiny Δ"])
@@ -122,18 +123,19 @@ def test_non_contiguous_operands() -> None:
 
 def test_gradients_are_the_same_bit_for_bit() -> None:
     operands = [t.to(DEVICE) for t in ss2d_operands(2, 4, 3, 12, 1, 2, "cross", torch.bfloat16)]
-    first = kernels.ss2d_scan_backward(operands[0], *operands, "cross")
-    for a, b in zip(first, kernels.ss2d_scan_backward(operands[0], *operands, "cross"), strict=True):
+    first = kernels.ss2d_scan_backward(operands[0], SS2DOperands(*operands, "cross"))
+    for a, b in zip(first, kernels.ss2d_scan_backward(operands[0], SS2DOperands(*operands, "cross")), strict=True):
         assert torch.equal(a, b)
 
 
 def test_blocks_of_channels_share_the_gradient_of_dbc(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few programs with several blocks each, or one program per block: the same sums."""
     operands = [t.to(DEVICE) for t in ss2d_operands(1, 4, 3, 12, 1, 2, "cross", torch.float32)]
-    expected = reference.ss2d_scan_backward(*(t.cpu().double() for t in (operands[0], *operands)), "cross")
+    exact = SS2DOperands(*(t.cpu().double() for t in operands), "cross")
+    expected = reference.ss2d_scan_backward(exact.x, exact)
     for programs in (1, 1024):
         monkeypatch.setattr(ss2d_backward_kernels, "ENOUGH_PROGRAMS", programs)
-        got = kernels.ss2d_scan_backward(operands[0], *operands, "cross")
+        got = kernels.ss2d_scan_backward(operands[0], SS2DOperands(*operands, "cross"))
         assert all(relative_error(a.cpu(), b) < 5e-6 for a, b in zip(got, expected, strict=True))
 
 
@@ -168,7 +170,7 @@ def test_float64_is_left_to_chunked() -> None:
     operands = [t.to(DEVICE) for t in ss2d_operands(1, 3, 4, 4, 1, 2, "cross")]
     y = ss2d_scan(*operands)
     assert y.dtype == torch.float64
-    assert relative_error(y.cpu(), reference.ss2d_scan(*(t.cpu() for t in operands), "cross")) < 1e-12
+    assert relative_error(y.cpu(), reference.ss2d_scan(SS2DOperands(*(t.cpu() for t in operands), "cross"))) < 1e-12
 
 
 def test_it_answers_on_a_gpu() -> None:

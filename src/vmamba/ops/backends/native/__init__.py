@@ -17,7 +17,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vmamba.ops.backends.reference import accumulation_dtype
+from vmamba.ops.operands import (
+    SelectiveScanGradients,
+    SelectiveScanOperands,
+    SS2DGradients,
+    SS2DOperands,
+    accumulation_dtype,
+)
 from vmamba.ops.routes import Route, routes
 
 try:
@@ -82,17 +88,9 @@ def _sequence_sizes(u: Tensor, A: Tensor, B: Tensor) -> list[int]:
     return [*u.shape, A.shape[1], B.shape[1]]
 
 
-def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-) -> tuple[Tensor, Tensor]:
+def selective_scan(operands: SelectiveScanOperands) -> tuple[Tensor, Tensor]:
     """See `vmamba.ops.selective_scan`; B and C are ``(B, G, N, L)`` here. Returns y like u and the last state."""
+    u, delta, A, B, C, D, delta_bias, delta_softplus, _ = operands
     out_dtype, dtype = u.dtype, accumulation_dtype(u.dtype)
     u, delta, B, C = _store(u, delta, B, C)
     rate, skip, bias = _parameters(dtype, A, D, delta_bias)
@@ -111,19 +109,9 @@ def selective_scan(
     return y.to(out_dtype), last
 
 
-def selective_scan_backward(
-    dy: Tensor,
-    dlast: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def selective_scan_backward(dy: Tensor, dlast: Tensor, operands: SelectiveScanOperands) -> SelectiveScanGradients:
     """Gradients for (u, delta, A, B, C, D, delta_bias), in the accumulation dtype."""
+    u, delta, A, B, C, D, delta_bias, delta_softplus, _ = operands
     dtype = accumulation_dtype(u.dtype)
     u, delta, B, C, dy = _store(u, delta, B, C, dy)
     rate, skip, bias, dlast_ = _parameters(dtype, A, D, delta_bias, dlast)
@@ -149,11 +137,12 @@ def selective_scan_backward(
 # Images.
 
 
-def ss2d_scan(x: Tensor, dbc: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, pattern: str) -> Tensor:
+def ss2d_scan(operands: SS2DOperands) -> Tensor:
     """See `vmamba.ops.ss2d_scan`."""
+    x, dbc, dt_weight, A, D, dt_bias, pattern, _ = operands
     out_dtype, dtype = x.dtype, accumulation_dtype(x.dtype)
     x, dbc = _store(x, dbc)
-    operands = [x, dbc, *_parameters(dtype, dt_weight, A, D, dt_bias)]
+    inputs = [x, dbc, *_parameters(dtype, dt_weight, A, D, dt_bias)]
     y = torch.empty(x.shape, dtype=dtype)
     _native.ss2d_scan(
         _isa,
@@ -161,19 +150,18 @@ def ss2d_scan(x: Tensor, dbc: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, d
         torch.get_num_threads(),
         [_encode(route) for route in routes(pattern)],
         [*x.shape, dt_weight.shape[2], A.shape[2]],
-        _addresses(operands),
+        _addresses(inputs),
         y.data_ptr(),
     )
     return y.to(out_dtype)
 
 
-def ss2d_scan_backward(
-    dy: Tensor, x: Tensor, dbc: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, pattern: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def ss2d_scan_backward(dy: Tensor, operands: SS2DOperands) -> SS2DGradients:
     """Gradients for (x, dbc, dt_weight, A, D, dt_bias), in the accumulation dtype."""
+    x, dbc, dt_weight, A, D, dt_bias, pattern, _ = operands
     dtype = accumulation_dtype(x.dtype)
     x, dbc, dy = _store(x, dbc, dy)
-    operands = [x, dbc, *_parameters(dtype, dt_weight, A, D, dt_bias)]
+    inputs = [x, dbc, *_parameters(dtype, dt_weight, A, D, dt_bias)]
     dx, ddbc, ddt_weight, dA, dD, ddt_bias = (
         torch.empty(t.shape, dtype=dtype) for t in (x, dbc, dt_weight, A, D, dt_bias)
     )
@@ -183,7 +171,7 @@ def ss2d_scan_backward(
         torch.get_num_threads(),
         [_encode(route) for route in routes(pattern)],
         [*x.shape, dt_weight.shape[2], A.shape[2]],
-        _addresses(operands),
+        _addresses(inputs),
         dy.data_ptr(),
         _addresses([dx, ddbc, ddt_weight, dA, dD, ddt_bias]),
     )

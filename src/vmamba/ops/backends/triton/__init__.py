@@ -19,6 +19,7 @@ from vmamba.ops.backends.triton import selective_scan_backward as selective_back
 from vmamba.ops.backends.triton import ss2d_scan as ss2d_kernels
 from vmamba.ops.backends.triton import ss2d_scan_backward as ss2d_backward_kernels
 from vmamba.ops.backends.triton.tiles import INTERPRETED
+from vmamba.ops.operands import SelectiveScanGradients, SelectiveScanOperands, SS2DGradients, SS2DOperands
 
 
 def describe() -> str:
@@ -40,48 +41,29 @@ def _runs(*tensors: Tensor) -> bool:
     return all(t.dtype in (torch.float32, torch.bfloat16, torch.float16) for t in tensors)
 
 
-def ss2d_scan(x: Tensor, dbc: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, pattern: str) -> Tensor:
+def ss2d_scan(operands: SS2DOperands) -> Tensor:
     """See `vmamba.ops.ss2d_scan`."""
-    scan = ss2d_kernels.ss2d_scan if _runs(x, dbc) else chunked.ss2d_scan
-    return scan(x, dbc, dt_weight, A, D, dt_bias, pattern)
+    if not _runs(operands.x, operands.dbc):
+        return chunked.ss2d_scan(operands)
+    return ss2d_kernels.ss2d_scan(*operands[:7])
 
 
-def ss2d_scan_backward(
-    dy: Tensor, x: Tensor, dbc: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, pattern: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def ss2d_scan_backward(dy: Tensor, operands: SS2DOperands) -> SS2DGradients:
     """Gradients for (x, dbc, dt_weight, A, D, dt_bias); that of x in its own dtype."""
-    scan_backward = ss2d_backward_kernels.ss2d_scan_backward if _runs(x, dbc) else chunked.ss2d_scan_backward
-    return scan_backward(dy, x, dbc, dt_weight, A, D, dt_bias, pattern)
+    if not _runs(operands.x, operands.dbc):
+        return chunked.ss2d_scan_backward(dy, operands)
+    return ss2d_backward_kernels.ss2d_scan_backward(dy, *operands[:7])
 
 
-def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-) -> tuple[Tensor, Tensor]:
+def selective_scan(operands: SelectiveScanOperands) -> tuple[Tensor, Tensor]:
     """See `vmamba.ops.selective_scan`; B and C are ``(B, G, N, L)`` here."""
-    scan = selective_kernels.selective_scan if _runs(u, delta, B, C) else chunked.selective_scan
-    return scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
+    if not _runs(operands.u, operands.delta, operands.B, operands.C):
+        return chunked.selective_scan(operands)
+    return selective_kernels.selective_scan(*operands[:8])
 
 
-def selective_scan_backward(
-    dy: Tensor,
-    dlast: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def selective_scan_backward(dy: Tensor, dlast: Tensor, operands: SelectiveScanOperands) -> SelectiveScanGradients:
     """Gradients for (u, delta, A, B, C, D, delta_bias); those of u and delta in their own dtypes."""
-    fits = _runs(u, delta, B, C)
-    scan_backward = selective_backward_kernels.selective_scan_backward if fits else chunked.selective_scan_backward
-    return scan_backward(dy, dlast, u, delta, A, B, C, D, delta_bias, delta_softplus)
+    if not _runs(operands.u, operands.delta, operands.B, operands.C):
+        return chunked.selective_scan_backward(dy, dlast, operands)
+    return selective_backward_kernels.selective_scan_backward(dy, dlast, *operands[:8])

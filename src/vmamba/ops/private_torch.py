@@ -1,0 +1,57 @@
+"""Private names of PyTorch that VMamba uses, seen in 2.15 (and in 2.11), each with what happens where it is missing.
+
+Nothing else in the package imports a private name of PyTorch. A name that a later version lacks costs speed or a
+convenience, never a wrong result and never the import of the package.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+try:
+    from torch._subclasses.fake_tensor import FakeTensor
+    from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
+except ImportError:  # compiled graphs hold our operators instead of the kernels that these launch
+    FakeTensor = FunctionalTensor = FunctionalTensorMode = None  # type: ignore[assignment, misc]
+
+try:
+    from torch import _disable_dynamo as disable_dynamo  # torch.compiler.disable, which imports Dynamo at once
+except ImportError:
+
+    def disable_dynamo(fn: Function) -> Function:  # type: ignore[no-redef]
+        """Leave the function as it is: Dynamo may try to compile it and give up."""
+        return fn
+
+
+def constant_when_compiled(fn: Function) -> Function:
+    """Let Dynamo call the function while it traces and take the result for a constant.
+
+    What ``torch.compiler.assume_constant_result`` does, which imports Dynamo at once (two seconds).
+    Where the mark means nothing, Dynamo traces the function, or breaks the graph.
+    """
+    fn._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return fn
+
+
+def is_exporting_triton() -> bool:
+    """True while ``torch.export`` asks for operators instead of the Triton kernels that they launch."""
+    tracer = sys.modules.get("torch.export._trace")  # not loaded: nothing is exported
+    asked = getattr(tracer, "custom_triton_ops_decomposition_disabled", None)
+    return torch.compiler.is_exporting() if asked is None else asked()
+
+
+def is_known(condition: Any) -> bool:
+    """Truth of a comparison of sizes; False where it depends on sizes that are only known at run time."""
+    if isinstance(condition, bool) and not torch.compiler.is_dynamo_compiling():
+        return condition
+    try:
+        from torch.fx.experimental.symbolic_shapes import guard_or_false  # loaded already, where sizes are symbols
+    except ImportError:
+        return bool(condition)  # refuses to compile for such sizes
+    return guard_or_false(condition)
