@@ -71,10 +71,10 @@ def test_held_out_images(train: Train, own_images: Path, tmp_path: Path) -> None
 def test_no_permission(fails: Callable[..., str], own_images: Path, tmp_path: Path, monkeypatch: Any) -> None:
     if os.getuid() == 0:  # to whom everything is permitted
 
-        def refused(path: Path) -> Any:
+        def refused(path: Any) -> Any:
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-        monkeypatch.setattr(Path, "iterdir", refused)
+        monkeypatch.setattr(os, "scandir", refused)
     else:
         (own_images / "train").chmod(0)
     assert "Permission denied" in fails(data=own_images)

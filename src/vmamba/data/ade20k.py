@@ -13,6 +13,7 @@ from torchvision import tv_tensors
 
 from vmamba.data.coco import AnnotationError
 from vmamba.data.images import read_image
+from vmamba.data.summary import SplitSummary
 
 #: ADE20K's 150 classes; a label map holds index + 1, and 0 where there is none of them.
 CLASSES = (
@@ -92,6 +93,10 @@ class SceneParsing:
             "size": labels.shape,
         }
         return sample if self.transform is None else self.transform(sample)
+
+    def summary(self, split: str) -> SplitSummary:
+        """Images of the split."""
+        return SplitSummary(split, str(self._images[0].parent), len(self))
 
 
 def class_list(root: Path) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from vmamba.data.images import read_image
+from vmamba.data.summary import SplitSummary
 from vmamba.errors import ImageError
 
 #: COCO's 80 classes, in the order of their ids.
@@ -167,6 +168,13 @@ class CocoInstances:
             sample["labels"] = torch.tensor(picture.labels, dtype=torch.int64)
             sample["masks"] = tv_tensors.Mask(torch.stack([decode_mask(s, *size) for s in picture.segmentations]))
         return sample if self.transform is None else self.transform(sample)
+
+    def summary(self, split: str) -> SplitSummary:
+        """Instances of each class."""
+        numbers = Counter(label for picture in self.pictures for label in picture.labels)
+        counts = {name: numbers[i] for i, name in enumerate(self.classes)}
+        left_out = dict(self._left_out)
+        return SplitSummary(split, str(self.split.annotations), len(self.pictures), counts, "instances", left_out)
 
     def _by_image(self, content: Mapping[str, Any]) -> dict[int, list[dict[str, Any]]]:
         name = self.split.annotations

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vmamba.checkpoints.reading import Weights
+from vmamba.data.summary import DataSummary
 
 B = TypeVar("B", bound="Batch")
 
@@ -123,6 +124,16 @@ class Task(Protocol):
     options: Any
 
     def __init__(self, job: Job, options: Any) -> None: ...
+
+    def summary(self) -> DataSummary:
+        """Look at the data: names, annotations and labels of every split, but not all images.
+
+        One process of a run calls it before the first step and prints it; it may take a minute for a large data set.
+
+        Raises:
+            DataError: If they cannot be trained on; the message says what is wrong where.
+        """
+        ...
 
     def build_model(self) -> nn.Module:
         """A fresh model with its starting weights, on the CPU.

@@ -18,21 +18,14 @@ from torch import Tensor, nn
 
 from vmamba.checkpoints.saving import save_weights
 from vmamba.data.augmentation import training_transform
-from vmamba.data.classified import (
-    ClassifiedImages,
-    Sample,
-    class_numbers,
-    find_split,
-    hold_out,
-    median_side,
-    open_folder,
-    open_hugging_face,
-)
+from vmamba.data.image_dataset import ImageDataset, Sample, median_size
 from vmamba.data.loader import IndexedLoader
 from vmamba.data.shards import ShardLoader, find_shards
+from vmamba.data.summary import DataSummary
 from vmamba.errors import CheckpointError, ImageError
 from vmamba.model.backbone import VMamba
 from vmamba.tasks.classification.accuracy import Accuracy
+from vmamba.tasks.classification.data import ClassificationData
 from vmamba.tasks.protocol import Job, Loader, Metric
 from vmamba.zoo import create_model, model_from_checkpoint
 
@@ -138,14 +131,24 @@ class Classification:
         self.job, self.options = job, options
 
     @cached_property
-    def num_classes(self) -> int:
-        return self.options.num_classes or len(self._classes)
+    def data(self) -> ClassificationData:
+        """The splits."""
+        names = ("format", "train_split", "val_split", "num_classes", "holdout")
+        return ClassificationData(
+            self.job.data, seed=self.job.seed, **{name: getattr(self.options, name) for name in names}
+        )
 
-    @cached_property
+    def summary(self) -> DataSummary:
+        return self.data.summary()
+
+    @property
     def labels(self) -> list[str]:
         """Names of the classes."""
-        known = {number: name for name, number in self._classes.items()}
-        return [known.get(i, f"class {i}") for i in range(self.num_classes)]
+        return self.data.classes
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.data.classes)
 
     @cached_property
     def image_size(self) -> int:
@@ -154,8 +157,8 @@ class Classification:
             return self.options.image_size
         if self.options.format == "shards" or self.job.checkpoint or self.job.pretrained:
             return USUAL_SIZE
-        side = median_side(ClassifiedImages(self._train_reader, lambda _: torch.empty(0)))
-        return min(USUAL_SIZE, max(32, -(-side // 32) * 32))
+        size = median_size(ImageDataset(self.data.train, lambda _: torch.empty(0)))
+        return min(USUAL_SIZE, max(32, -(-size // 32) * 32))
 
     # ----------------------------------------------------------------------------------------------------------------
     # The model
@@ -185,42 +188,8 @@ class Classification:
     # ----------------------------------------------------------------------------------------------------------------
     # Data
 
-    @cached_property
-    def _train_reader(self) -> Any:
-        if self.options.format == "huggingface":
-            return open_hugging_face(self.job.data, self.options.train_split)
-        path = find_split(self.job.data, "train")
-        if path is None:
-            raise ValueError(f"{self.job.data}: has no training split; put class folders into {self.job.data}/train")
-        return open_folder(path)
-
-    @cached_property
-    def _classes(self) -> dict[str, int]:
-        """Class name → number: of the training split, where there is one."""
-        if self.options.format == "shards":
-            return {}
-        if self.options.format == "folder" and find_split(self.job.data, "train") is None:
-            return class_numbers(open_folder(self._val_path))
-        return class_numbers(self._train_reader)
-
-    @property
-    def _val_path(self) -> str:
-        path = find_split(self.job.data, "val")
-        if path is not None:
-            return path
-        if find_split(self.job.data, "train") is None:
-            return self.job.data  # class folders without a split above them
-        raise ValueError(
-            f"{self.job.data}: has no validation split; put images into {self.job.data}/val, "
-            "or hold some of the training images out: --set holdout=0.2"
-        )
-
-    @cached_property
-    def _held_out(self) -> tuple[list[int], list[int]]:
-        return hold_out(self._train_reader, self.options.holdout, self.job.seed)
-
     def train_loader(self) -> Loader:
-        reader = None if self.options.format == "shards" else self._train_reader
+        files = None if self.options.format == "shards" else self.data.train
         self.options = dataclasses.replace(self.options, image_size=self.image_size, num_classes=self.num_classes)
         options = self.options
         transform = training_transform(
@@ -234,23 +203,16 @@ class Classification:
             re_prob=options.random_erasing,
             re_mode="pixel",
         )
-        if options.format == "shards":
+        if files is None:
             return self._shards(options.train_split, transform, training=True)
-        chosen = self._held_out[0] if options.holdout else None
-        return self._indexed(ClassifiedImages(reader, transform, chosen), training=True)
+        return self._indexed(ImageDataset(files, transform, self.data.train_indices), training=True)
 
     def val_loader(self) -> Loader:
         options = self.options
         transform = self.eval_transform(self.image_size)
         if options.format == "shards":
             return self._shards(options.val_split, transform, training=False)
-        if options.holdout:
-            reader, chosen = self._train_reader, self._held_out[1]
-        elif options.format == "huggingface":
-            reader, chosen = open_hugging_face(self.job.data, options.val_split), None
-        else:
-            reader, chosen = open_folder(self._val_path, self._classes), None
-        return self._indexed(ClassifiedImages(reader, transform, chosen), training=False)
+        return self._indexed(ImageDataset(self.data.val, transform, self.data.val_indices), training=False)
 
     def eval_transform(self, image_size: int) -> Callable[[Image.Image], Tensor]:
         """Preprocessing of validation images, the same as prediction's."""
@@ -258,7 +220,7 @@ class Classification:
         transform: Callable[[Image.Image], Tensor] = create_transform(**resolve_data_config(settings))
         return transform
 
-    def _indexed(self, images: ClassifiedImages, training: bool) -> Loader:
+    def _indexed(self, images: ImageDataset, training: bool) -> Loader:
         return IndexedLoader(images, collate, training=training, **self._share())
 
     def _shards(self, split: str, transform: Callable[[Image.Image], Tensor], training: bool) -> Loader:

@@ -22,6 +22,7 @@ from vmamba.data.coco import CocoInstances, find_split
 from vmamba.data.dense_transforms import detection_evaluation, detection_training
 from vmamba.data.grouping import AspectGroupedLoader
 from vmamba.data.loader import IndexedLoader
+from vmamba.data.summary import DataSummary
 from vmamba.errors import CheckpointError
 from vmamba.tasks.dense.backbone import backbone_config, load_backbone
 from vmamba.tasks.dense.checkpoint import load_detector
@@ -155,6 +156,9 @@ class Detection:
     def labels(self) -> tuple[str, ...]:
         """Names of the classes."""
         return self._val_data.classes
+
+    def summary(self) -> DataSummary:
+        return DataSummary(self.name, self.job.data, [self._train_data.summary("train"), self._val_data.summary("val")])
 
     def build_model(self) -> nn.Module:
         job, options = self.job, self.options

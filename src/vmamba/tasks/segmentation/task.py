@@ -18,6 +18,7 @@ from vmamba.checkpoints.saving import save_weights
 from vmamba.data.ade20k import SceneParsing
 from vmamba.data.dense_transforms import segmentation_training
 from vmamba.data.loader import IndexedLoader
+from vmamba.data.summary import DataSummary
 from vmamba.errors import CheckpointError
 from vmamba.tasks.dense.backbone import backbone_config, load_backbone
 from vmamba.tasks.dense.checkpoint import load_segmenter
@@ -129,6 +130,10 @@ class Segmentation:
     def labels(self) -> tuple[str, ...]:
         """Names of the classes."""
         return self._val_data.classes
+
+    def summary(self) -> DataSummary:
+        parts = [SceneParsing(self.job.data, split).summary(split) for split in ("train", "val")]
+        return DataSummary(self.name, self.job.data, parts)
 
     def build_model(self) -> nn.Module:
         job, options = self.job, self.options

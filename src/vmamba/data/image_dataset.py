@@ -1,0 +1,100 @@
+"""Images with a class as a data set with random access, and how to split one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from vmamba.data.image_folder import LabelledFiles
+from vmamba.data.images import read_image
+from vmamba.errors import DataError, ImageError
+
+
+class Sample(NamedTuple):
+    """One image with its class and the name of its file."""
+
+    pixels: Tensor
+    label: int
+    name: str
+
+
+class ImageDataset:
+    """A data set with random access; ``images[i]`` is a `Sample`.
+
+    Args:
+        files: The images.
+        transform: PIL image (RGB) → pixels.
+        indices: Which of the files, all by default.
+    """
+
+    def __init__(
+        self, files: LabelledFiles, transform: Callable[[Image.Image], Tensor], indices: Sequence[int] | None = None
+    ) -> None:
+        self.files, self.transform = files, transform
+        self.indices: Sequence[int] = range(len(files.labels)) if indices is None else indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        picture = self.picture(index)
+        i = self.indices[index]
+        return Sample(self.transform(picture), int(self.files.labels[i]), self.files.name(i))
+
+    def picture(self, index: int) -> Image.Image:
+        """The image as it is in the file.
+
+        Raises:
+            ImageError: If it cannot be read.
+        """
+        i = self.indices[index]
+        name = self.files.name(i)
+        try:
+            content = self.files.open(i)
+        except OSError as error:
+            raise ImageError(f"cannot read the image {name}: {(error.strerror or str(error)).lower()}") from None
+        with content:
+            return read_image(name, content)
+
+
+def hold_out(labels: Sequence[int] | np.ndarray, fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Split images at random into (training, validation), the same fraction of every class.
+
+    Of every class at least one image is held out and at least one stays; a class of one image stays in training.
+
+    Args:
+        labels: Class of each image.
+        fraction: Of the images to hold out, between 0 and 1.
+        seed: Of the choice.
+    """
+    labels = np.asarray(labels)
+    generator = np.random.default_rng(seed)
+    held: list[int] = []
+    for label in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        held += members[: min(max(1, round(fraction * len(members))), len(members) - 1)].tolist()
+    kept = set(held)
+    return [i for i in range(len(labels)) if i not in kept], sorted(held)
+
+
+def median_size(images: ImageDataset, sample: int = 64) -> int:
+    """Median over some images, evenly spread, of the geometric mean of their height and width, in pixels.
+
+    Raises:
+        DataError: If none of them can be read.
+    """
+    sizes = []
+    for i in np.linspace(0, len(images) - 1, min(sample, len(images))).astype(int):
+        try:
+            width, height = images.picture(int(i)).size
+        except ImageError:
+            continue
+        sizes.append(math.sqrt(width * height))
+    if not sizes:
+        raise DataError(f"{images.files.name(0)} … : none of the images can be read")
+    return round(float(np.median(sizes)))

@@ -1,0 +1,146 @@
+"""Image classification data as people keep them: a folder, or a tar file, of class folders."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmamba.data.images import image_endings
+from vmamba.data.tar import list_tar, open_member
+from vmamba.data.walk import by_ending, is_hidden, walk
+from vmamba.errors import DataError
+from vmamba.terminal import printable
+
+#: Names under which the splits of a folder are looked for, `SPLIT` or `SPLIT.tar`.
+SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
+
+_OUTSIDE = "images outside class folders"
+
+
+class LabelledFiles(Protocol):
+    """Image files with a class each.
+
+    Attributes:
+        path: The folder, file or data set, as it was given.
+        classes: Class name → number.
+        labels: Class number of each file, int64 (N,).
+        left_out: Reason → number of files and folders that were left out.
+    """
+
+    path: str
+    classes: dict[str, int]
+    labels: NDArray[np.int64]
+    left_out: Counter[str]
+
+    def name(self, index: int) -> str:
+        """Name of a file for messages, its path where it has one."""
+        ...
+
+    def open(self, index: int) -> IO[bytes]:
+        """Open a file for reading.
+
+        Raises:
+            OSError: If it cannot be opened.
+        """
+        ...
+
+
+class ImageFolder:
+    """Images below class folders, at any depth; see `LabelledFiles`.
+
+    The class is the name of the first folder, in natural order of the names: ``train/cat/2023/1.jpg`` is a cat. Hidden
+    entries, files that are no images, and images directly in `path` are left out and counted.
+
+    Args:
+        path: The folder, or an uncompressed tar file of the same structure, perhaps below one folder named after it.
+        classes: Class name → number; numbered here where not given.
+
+    Raises:
+        DataError: For a class folder without images, a class that `classes` does not have, no images at all, or a tar
+            file that cannot be read.
+        OSError: If a folder cannot be read.
+    """
+
+    def __init__(self, path: str | Path, classes: Mapping[str, int] | None = None) -> None:
+        self.path = str(path)
+        self.left_out: Counter[str] = Counter()
+        self._archive = not os.path.isdir(path)
+        members = list_tar(self.path, self.left_out) if self._archive else {}
+        files = list(members) if self._archive else walk(path, self.left_out)
+        images = by_ending(files, image_endings(), self.left_out)
+        self._names = sorted((name for name in images if "/" in name), key=natural_key)
+        self._places = [members[name] for name in self._names] if self._archive else []
+        if len(self._names) < len(images):
+            self.left_out[_OUTSIDE] = len(images) - len(self._names)
+        names = [class_name(name.partition("/")[0]) for name in self._names]
+        self._check(names, classes)
+        self.classes = dict(classes) if classes else number(names)
+        self.labels = np.array([self.classes[name] for name in names], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, index: int) -> str:
+        """Path of a file; within a tar file, the archive's and the member's."""
+        return f"{self.path}:{self._names[index]}" if self._archive else os.path.join(self.path, self._names[index])
+
+    def open(self, index: int) -> IO[bytes]:
+        """Open a file for reading.
+
+        Raises:
+            OSError: If it cannot be opened.
+        """
+        return open_member(self.path, self._places[index]) if self._archive else Path(self.name(index)).open("rb")
+
+    def _check(self, names: list[str], classes: Mapping[str, int] | None) -> None:
+        known = set(names)
+        folders = [] if self._archive else [e.name for e in os.scandir(self.path) if e.is_dir(follow_symlinks=False)]
+        for folder in sorted(folders, key=natural_key):
+            if class_name(folder) not in known and not is_hidden(folder):
+                raise DataError(f"{self.path}/{folder}: the class folder holds no images; fill it or remove it")
+        if not names:
+            outside = f" ({self.left_out[_OUTSIDE]} lie outside of any)" if self.left_out[_OUTSIDE] else ""
+            raise DataError(f"{self.path}: no images in class folders{outside}; put them into one folder per class")
+        for name in sorted(known.difference(classes), key=natural_key) if classes else ():
+            some = ", ".join(list(classes or ())[:5]) + (", …" if len(classes or ()) > 5 else "")
+            raise DataError(f"{self.path}/{name}: the class {name!r} is not among the training classes ({some})")
+
+
+def find_split(root: str, split: str) -> str | None:
+    """Path of a split of a folder, or None: a folder, or a tar file of class folders.
+
+    Args:
+        root: The folder of the data.
+        split: ``"train"`` or ``"val"``; some synonyms are tried.
+
+    Raises:
+        DataError: If there is no such folder.
+    """
+    if not os.path.isdir(root):
+        raise DataError(f"{root}: no such folder; --data names the folder that holds train/ and val/")
+    candidates = [os.path.join(root, name + ending) for name in SPLITS[split] for ending in ("", ".tar")]
+    return next((path for path in candidates if os.path.exists(path)), None)
+
+
+def class_name(folder: str) -> str:
+    """Name of the class in a folder: one printable line, in composed Unicode whatever the file system uses."""
+    return unicodedata.normalize("NFC", printable(folder))
+
+
+def number(names: Iterable[str]) -> dict[str, int]:
+    """Class names → numbers from 0 on, in natural order."""
+    return {name: i for i, name in enumerate(sorted(set(names), key=natural_key))}
+
+
+def natural_key(name: str) -> tuple[list[int | str], str]:
+    """Sort key: numbers within names by value, the rest without regard to case; ``a2`` before ``A10``."""
+    parts = re.split(r"(\d+)", name.lower())
+    return [int(part) if part.isdecimal() else part for part in parts], name

@@ -1,0 +1,90 @@
+"""Files within an uncompressed tar file, each at its place, so that any number of processes reads them at once."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections import Counter
+from typing import IO, NamedTuple
+
+from vmamba.data.walk import HIDDEN, is_hidden
+from vmamba.errors import DataError
+
+_NO_FILE = "archive members that are no ordinary files"
+
+
+class Place(NamedTuple):
+    """First byte and number of bytes of a file within an archive."""
+
+    start: int
+    size: int
+
+
+def list_tar(path: str, left_out: Counter[str]) -> dict[str, Place]:
+    """The files in an archive, those in archives within it included: name → place.
+
+    An archive ``cat.tar`` within stands for a folder ``cat``, as in ImageNet's. A folder around everything that is
+    named as the archive is taken away. Hidden entries are left out as `vmamba.data.walk.walk` does.
+
+    Args:
+        path: The archive.
+        left_out: Gets the number of entries left out for each reason.
+
+    Raises:
+        DataError: If it is compressed, damaged, or no tar file.
+    """
+    files: dict[str, Place] = {}
+    try:
+        with open(path, "rb") as file:
+            _list(file, 0, os.path.getsize(path), "", files, left_out)
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the tar file: {error.strerror or error}") from None
+    except Exception as error:  # tarfile raises nearly anything on a broken file
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path}: cannot read the tar file; is it damaged or compressed? ({reason})") from None
+    own = os.path.splitext(os.path.basename(path))[0] + "/"
+    if files and all(name.startswith(own) for name in files):
+        files = {name.removeprefix(own): place for name, place in files.items()}
+    return files
+
+
+def open_member(path: str, place: Place) -> IO[bytes]:
+    """The content of a file within an archive.
+
+    Raises:
+        OSError: If the archive cannot be read.
+    """
+    with open(path, "rb") as file:
+        file.seek(place.start)
+        return io.BytesIO(file.read(place.size))
+
+
+def _list(file: IO[bytes], start: int, size: int, folder: str, files: dict[str, Place], left_out: Counter[str]) -> None:
+    """Add the files of an archive that begins at `start` of the outermost one, below `folder`."""
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        for member in archive:
+            if member.size < 0 or member.offset_data + member.size > size:
+                raise DataError("unexpected end of data")
+            name = folder + "/".join(_parts(member.name))
+            if member.isdir():
+                continue
+            if any(map(is_hidden, _parts(member.name))):
+                left_out[HIDDEN] += 1
+            elif member.islnk() and (target := folder + "/".join(_parts(member.linkname))) in files:
+                files[name] = files[target]
+            elif not member.isreg() or member.issparse():
+                left_out[_NO_FILE] += 1
+            elif name.lower().endswith(".tar"):
+                inner = archive.extractfile(member)
+                assert inner is not None
+                _list(inner, start + member.offset_data, member.size, f"{name[:-4]}/", files, left_out)
+            else:
+                files[name] = Place(start + member.offset_data, member.size)
+        file.seek(archive.offset)
+        if any(file.read(tarfile.BLOCKSIZE)):  # tarfile takes a header that is cut off or damaged for the end
+            raise DataError("a member is damaged")
+
+
+def _parts(name: str) -> list[str]:
+    return [part for part in name.split("/") if part not in ("", ".")]
