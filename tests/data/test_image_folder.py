@@ -69,9 +69,7 @@ def test_a_class_is_a_folder(root: Path, kind: type[Path]) -> None:
     assert contents(files) == EXPECTED
     assert not +files.left_out
     assert all(Path(files.name(i).replace("train.tar:", "train/")).is_file() for i in range(len(files)))
-    assert median_size(ImageDataset(files, level)) == round(
-        float(np.median([(30 * (20 + i)) ** 0.5 for i in range(6)]))
-    )
+    assert median_size(files) == round(float(np.median([(30 * (20 + i)) ** 0.5 for i in range(6)])))
 
 
 @BOTH
@@ -272,4 +270,4 @@ def test_no_image_can_be_read(root: Path) -> None:
     for path in (root / "train").rglob("*.png"):
         path.write_bytes(io.BytesIO(b"no image").read())
     with pytest.raises(DataError, match="none of the images can be read"):
-        median_size(ImageDataset(ImageFolder(root / "train"), level))
+        median_size(ImageFolder(root / "train"))

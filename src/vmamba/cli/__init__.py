@@ -6,10 +6,23 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from vmamba.cli import analyze, convert, demo, detect, env, evaluate, models, predict, segment, shapes, train
+from vmamba.cli import (
+    analyze,
+    check_data,
+    convert,
+    demo,
+    detect,
+    env,
+    evaluate,
+    models,
+    predict,
+    segment,
+    shapes,
+    train,
+)
 from vmamba.errors import CheckpointError, DownloadError
 
-COMMANDS = (models, env, predict, detect, segment, train, evaluate, analyze, convert, shapes, demo)
+COMMANDS = (models, env, predict, detect, segment, check_data, train, evaluate, analyze, convert, shapes, demo)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

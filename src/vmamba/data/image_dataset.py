@@ -42,24 +42,23 @@ class ImageDataset:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Sample:
-        picture = self.picture(index)
         i = self.indices[index]
-        return Sample(self.transform(picture), int(self.files.labels[i]), self.files.name(i))
+        return Sample(self.transform(read_file(self.files, i)), int(self.files.labels[i]), self.files.name(i))
 
-    def picture(self, index: int) -> Image.Image:
-        """The image as it is in the file.
 
-        Raises:
-            ImageError: If it cannot be read.
-        """
-        i = self.indices[index]
-        name = self.files.name(i)
-        try:
-            content = self.files.open(i)
-        except OSError as error:
-            raise ImageError(f"cannot read the image {name}: {(error.strerror or str(error)).lower()}") from None
-        with content:
-            return read_image(name, content)
+def read_file(files: LabelledFiles, index: int) -> Image.Image:
+    """One of the images, as it is in its file.
+
+    Raises:
+        ImageError: If it cannot be read.
+    """
+    name = files.name(index)
+    try:
+        content = files.open(index)
+    except OSError as error:
+        raise ImageError(f"cannot read the image {name}: {(error.strerror or str(error)).lower()}") from None
+    with content:
+        return read_image(name, content)
 
 
 def hold_out(labels: Sequence[int] | np.ndarray, fraction: float, seed: int) -> tuple[list[int], list[int]]:
@@ -82,19 +81,20 @@ def hold_out(labels: Sequence[int] | np.ndarray, fraction: float, seed: int) -> 
     return [i for i in range(len(labels)) if i not in kept], sorted(held)
 
 
-def median_size(images: ImageDataset, sample: int = 64) -> int:
+def median_size(files: LabelledFiles, sample: int = 64) -> int:
     """Median over some images, evenly spread, of the geometric mean of their height and width, in pixels.
 
     Raises:
         DataError: If none of them can be read.
     """
     sizes = []
-    for i in np.linspace(0, len(images) - 1, min(sample, len(images))).astype(int):
+    count = len(files.labels)
+    for i in np.linspace(0, count - 1, min(sample, count)).astype(int):
         try:
-            width, height = images.picture(int(i)).size
+            width, height = read_file(files, int(i)).size
         except ImageError:
             continue
         sizes.append(math.sqrt(width * height))
     if not sizes:
-        raise DataError(f"{images.files.name(0)} … : none of the images can be read")
+        raise DataError(f"{files.path}: none of the images can be read, {files.name(0)} for example")
     return round(float(np.median(sizes)))

@@ -12,6 +12,9 @@ from vmamba.terminal import printable
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+#: Unreadable images that are named one by one.
+_SHOWN = 20
+
 
 @dataclass(frozen=True)
 class SplitSummary:
@@ -25,6 +28,7 @@ class SplitSummary:
         unit: What is counted: ``"images"``, ``"instances"`` or ``"pixels"``.
         left_out: Reason → number of files, images or instances that are not used.
         notes: Remarks, one line each.
+        unreadable: The error, one line, of each image that cannot be read, where all were tried.
     """
 
     split: str
@@ -34,6 +38,7 @@ class SplitSummary:
     unit: str = "images"
     left_out: Mapping[str, int] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    unreadable: Sequence[str] = ()
 
     @property
     def empty_classes(self) -> list[str]:
@@ -70,6 +75,10 @@ class DataSummary:
             missing = part.empty_classes
             lines += [f"{part.split}: no {part.unit} of {_listed(missing)}"] if missing else []
             lines += [f"{part.split}: {note}" for note in part.notes]
+            if part.unreadable:
+                lines.append(f"{part.split}: {len(part.unreadable):,} images cannot be read:")
+                lines += [f"  {line}" for line in part.unreadable[:_SHOWN]]
+                lines += ["  …"] if len(part.unreadable) > _SHOWN else []
         return [printable(line) for line in (*lines, *self.notes)]
 
     def render(self, max_classes: int | None = 20) -> RenderableType:

@@ -125,10 +125,13 @@ class Task(Protocol):
 
     def __init__(self, job: Job, options: Any) -> None: ...
 
-    def summary(self) -> DataSummary:
-        """Look at the data: names, annotations and labels of every split, but not all images.
+    def summary(self, *, verify: bool = False) -> DataSummary:
+        """Look at the data before the first step: names, annotations and labels of every split.
 
-        One process of a run calls it before the first step and prints it; it may take a minute for a large data set.
+        One process of a run calls it and prints it; it may take a minute for a large data set.
+
+        Args:
+            verify: Read every image, too, and name those that cannot be read.
 
         Raises:
             DataError: If they cannot be trained on; the message says what is wrong where.

@@ -8,10 +8,11 @@ from functools import cached_property
 import numpy as np
 
 from vmamba.data.hugging_face import HuggingFaceImages
-from vmamba.data.image_dataset import hold_out
+from vmamba.data.image_dataset import hold_out, read_file
 from vmamba.data.image_folder import ImageFolder, LabelledFiles, find_split
 from vmamba.data.shards import find_shards
 from vmamba.data.summary import DataSummary, SplitSummary
+from vmamba.data.verify import unreadable
 from vmamba.errors import DataError
 
 
@@ -105,8 +106,11 @@ class ClassificationData:
     def _held_out(self) -> tuple[list[int], list[int]]:
         return hold_out(self.train.labels, self.holdout, self.seed)
 
-    def summary(self) -> DataSummary:
+    def summary(self, *, verify: bool = False) -> DataSummary:
         """What there is of each class in each split.
+
+        Args:
+            verify: Read every image, too. Shards are not read.
 
         Raises:
             DataError: If the data cannot be trained on.
@@ -115,8 +119,8 @@ class ClassificationData:
             parts = [self._shards(split) for split in ("train", "val")]
             return DataSummary("classification", self.root, parts)
         parts = [
-            self._part("train", self.train, self.train_indices),
-            self._part("val", self.val, self.val_indices),
+            self._part("train", self.train, self.train_indices, verify),
+            self._part("val", self.val, self.val_indices, verify),
         ]
         train, val = parts
         present = [name for name, count in train.counts.items() if count]
@@ -135,13 +139,14 @@ class ClassificationData:
             notes += [f"{unused} is not used, since holdout is {self.holdout}"] if unused else []
         return DataSummary("classification", self.root, parts, notes)
 
-    def _part(self, split: str, files: LabelledFiles, indices: Sequence[int]) -> SplitSummary:
+    def _part(self, split: str, files: LabelledFiles, indices: Sequence[int], verify: bool) -> SplitSummary:
         numbers = np.bincount(files.labels[list(indices)], minlength=len(self.classes)).tolist()
         if len(numbers) > len(self.classes):
             raise DataError(f"{self.root}: a label of the split {split} is {len(numbers) - 1}, beyond the last class")
-        held = self.holdout and split == "val"
         counts = dict(zip(self.classes, numbers, strict=True))
-        return SplitSummary(split, files.path, len(indices), counts, left_out={} if held else dict(files.left_out))
+        left_out = {} if self.holdout and split == "val" else dict(files.left_out)
+        broken = unreadable(len(indices), lambda i: read_file(files, indices[i])) if verify else []
+        return SplitSummary(split, files.path, len(indices), counts, left_out=left_out, unreadable=broken)
 
     def _shards(self, split: str) -> SplitSummary:
         shards = find_shards(self.root, self.splits[split])

@@ -138,8 +138,8 @@ class Classification:
             self.job.data, seed=self.job.seed, **{name: getattr(self.options, name) for name in names}
         )
 
-    def summary(self) -> DataSummary:
-        return self.data.summary()
+    def summary(self, *, verify: bool = False) -> DataSummary:
+        return self.data.summary(verify=verify)
 
     @property
     def labels(self) -> list[str]:
@@ -157,7 +157,7 @@ class Classification:
             return self.options.image_size
         if self.options.format == "shards" or self.job.checkpoint or self.job.pretrained:
             return USUAL_SIZE
-        size = median_size(ImageDataset(self.data.train, lambda _: torch.empty(0)))
+        size = median_size(self.data.train)
         return min(USUAL_SIZE, max(32, -(-size // 32) * 32))
 
     # ----------------------------------------------------------------------------------------------------------------

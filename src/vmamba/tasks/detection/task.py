@@ -157,7 +157,7 @@ class Detection:
         """Names of the classes."""
         return self._val_data.classes
 
-    def summary(self) -> DataSummary:
+    def summary(self, *, verify: bool = False) -> DataSummary:
         return DataSummary(self.name, self.job.data, [self._train_data.summary("train"), self._val_data.summary("val")])
 
     def build_model(self) -> nn.Module:

@@ -131,7 +131,7 @@ class Segmentation:
         """Names of the classes."""
         return self._val_data.classes
 
-    def summary(self) -> DataSummary:
+    def summary(self, *, verify: bool = False) -> DataSummary:
         parts = [SceneParsing(self.job.data, split).summary(split) for split in ("train", "val")]
         return DataSummary(self.name, self.job.data, parts)
 

@@ -1,0 +1,67 @@
+"""``vmamba check-data``: the summary of each kind of data set, as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from vmamba.cli import main
+from vmamba.data.shapes import write_shapes
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for split, count in (("train", 3), ("val", 1)):
+        for name in ("[red] cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (8, 8)).save(tmp_path / split / name / f"{i}.png")
+    return tmp_path
+
+
+def check(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    assert main(["check-data", *map(str, arguments)]) == 0
+    return capsys.readouterr().out
+
+
+def as_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(check(capsys, "--json", *arguments))
+    return content
+
+
+def test_table(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "train" / "stray.png").touch()
+    lines = check(capsys, "--data", photos).splitlines()
+    assert lines[0].startswith("train: ")
+    assert [line.strip("│ ").split() for line in lines if "cat" in line] == [["[red]", "cat", "│", "3", "│", "1"]]
+    assert "train: left out 1 images outside class folders" in lines
+
+
+def test_verify(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "train" / "dog" / "1.png").write_bytes(b"")
+    assert not as_json(capsys, "--data", photos)["splits"][0]["unreadable"]
+    (line,) = as_json(capsys, "--data", photos, "--verify")["splits"][0]["unreadable"]
+    assert "dog/1.png: the file is empty" in line
+    assert "train: 1 images cannot be read:\n  cannot read the image" in check(capsys, "--data", photos, "--verify")
+
+
+def test_the_task_is_what_the_folder_looks_like(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco, ade = write_shapes(tmp_path / "shapes", train=8, val=2, side=64)
+    for folder, task in ((photos, "classification"), (coco, "detection"), (ade, "segmentation")):
+        assert as_json(capsys, "--data", folder)["task"] == task
+    assert as_json(capsys, "--data", ade, "--recipe", "shapes/segmentation")["splits"][0]["images"] == 8
+    assert as_json(capsys, "--data", photos, "--set", "holdout=0.4")["splits"][1]["images"] == 2
+
+
+def test_what_cannot_be_trained_on(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "train" / "empty").mkdir()
+    assert main(["check-data", "--data", str(photos)]) == 2
+    assert "train/empty: the class folder holds no images" in capsys.readouterr().err
+    assert main(["check-data", "--data", str(photos / "gone")]) == 2
+    assert "no such folder" in capsys.readouterr().err
