@@ -32,7 +32,8 @@ _ATANH = np.polynomial.chebyshev.Chebyshev.interpolate(
 def function_name(pattern: str, states: int) -> str:
     """Name of the node and of its function: ``"SS2DScanCross"``.
 
-    With one state the third step is computed at once; with several, step by step, to bound the memory.
+    With one state, what does not depend on the state before is computed for all steps at once; with several, step by
+    step, which takes less memory.
     """
     name = "SS2DScan" + "".join(word.capitalize() for word in pattern.split("_"))
     return name if states == 1 else f"{name}States"
@@ -47,7 +48,7 @@ def scan_function(pattern: str, states: int) -> onnx.FunctionProto:
         chosen = [(k, route.backward) for k, route in everything if route.columns == columns]
         if chosen:
             carry = not everything[0][1].per_line
-            y = graph("Add", y, _orientation(graph, chosen, columns, carry, at_once=states == 1))
+            y = graph("Add", y, _orientation(graph, chosen, columns, carry, one_state=states == 1))
     graph.nodes[-1].output[0] = "y"
     opset = [helper.make_opsetid("", OPSET)]
     inputs = ["x", "dbc", "dt_weight", "A", "D", "dt_bias"]
@@ -90,7 +91,7 @@ class _Nodes:
         return self("Slice", tensor, starts, ends, self.ints(*axes), self.ints(*[-1] * count))
 
 
-def _orientation(graph: _Nodes, chosen: list[tuple[int, bool]], columns: bool, carry: bool, at_once: bool) -> str:
+def _orientation(graph: _Nodes, chosen: list[tuple[int, bool]], columns: bool, carry: bool, one_state: bool) -> str:
     """Sum over the routes along rows, or along columns: (B, H, W, D).
 
     Axes: steps S, routes F (forward ones first), batch B, lines G, states N, channels D, rank R.
@@ -108,13 +109,10 @@ def _orientation(graph: _Nodes, chosen: list[tuple[int, bool]], columns: bool, c
         back = graph("Slice", tensor, graph.ints(len(forward)), graph.ints(len(chosen)), graph.ints(1))
         return graph("Concat", ahead, graph.flip(back, 0, 3), axis=1)
 
-    # Steps first: of a row, the width.
-    x = graph("Transpose", "x", perm=[1, 0, 2, 3] if columns else [2, 0, 1, 3])  # (S, B, G, D)
-    x = graph("Unsqueeze", x, graph.ints(1))
-    repeat = graph("Concat", graph.ints(1), graph.ints(len(chosen)), graph.ints(1, 1, 1), axis=0)
-    x = travel(graph("Expand", x, repeat))  # (S, F, B, G, D)
-    dbc = graph("Gather", "dbc", order, axis=3)
-    dbc = travel(graph("Transpose", dbc, perm=[1, 3, 0, 2, 4] if columns else [2, 3, 0, 1, 4]))  # (S, F, B, G, R+2N)
+    steps_first = [1, 3, 0, 2, 4] if columns else [2, 3, 0, 1, 4]  # (B, H, W, F, C) → (S, F, B, G, C)
+    x = graph("Expand", graph("Unsqueeze", "x", graph.ints(3)), graph.ints(1, 1, 1, len(chosen), 1))
+    x = travel(graph("Transpose", x, perm=steps_first))
+    dbc = travel(graph("Transpose", graph("Gather", "dbc", order, axis=3), perm=steps_first))
     rank, states = graph.size("dt_weight", 2), graph.size("A", 2)
     r, b, c = graph.several("Split", (dbc, graph("Concat", rank, states, states, axis=0)), 3, axis=-1)
 
@@ -127,51 +125,49 @@ def _orientation(graph: _Nodes, chosen: list[tuple[int, bool]], columns: bool, c
     rate = graph("Transpose", per_route["A"], perm=[0, 2, 1])  # (F, N, D)
     rate = graph("Unsqueeze", rate, graph.ints(1, 2))  # (F, 1, 1, N, D)
 
-    # Step 1: h = exp(Δ A) h + Δ x b, y = Σ_n c h.
     drive = graph("Unsqueeze", graph("Mul", delta, x), graph.ints(4))  # (S, F, B, G, 1, D)
     step = graph("Unsqueeze", delta, graph.ints(4))
     b, c = (graph("Unsqueeze", t, graph.ints(5)) for t in (b, c))  # (S, F, B, G, N, 1)
-    front = graph("Shape", delta, start=1, end=4)
-    shape = graph("Concat", front, states, graph.size(delta, 4), axis=0)
-    zero = graph("ConstantOfShape", shape)
-    kind = f"{graph.prefix}{'columns' if columns else 'rows'}"
-    ends, y = graph.several(
-        "Scan", (zero, step, drive, b, c), 2, body=_steps(kind, rate), num_scan_inputs=4
-    )  # ends (F, B, G, N, D), y (S, F, B, G, D)
+    front, channels = graph("Shape", delta, start=1, end=4), graph.size(delta, 4)
+    zero = graph("ConstantOfShape", graph("Concat", front, states, channels, axis=0))
+    label = "columns" if columns else "rows"
+    if one_state:
+        decay, drive = graph("Exp", graph("Mul", step, rate)), graph("Mul", drive, b)
+        ends, y = graph.several("Scan", (zero, decay, drive, c), 2, body=_steps(label), num_scan_inputs=3)
+    else:
+        _, ends, y = graph.several(
+            "Scan", (rate, zero, step, drive, b, c), 3, body=_steps_of_states(label), num_scan_inputs=4
+        )
 
     if carry:
         total = graph("ReduceSum", step, graph.ints(0), keepdims=0)  # (F, B, G, 1, D)
-        decay = graph("Exp", graph("Mul", total, rate))  # (F, B, G, N, D)
+        whole = graph("Exp", graph("Mul", total, rate))  # (F, B, G, N, D)
         first = graph(
-            "ConstantOfShape",
-            graph("Concat", graph("Shape", delta, start=1, end=3), states, graph.size(delta, 4), axis=0),
+            "ConstantOfShape", graph("Concat", graph("Shape", delta, start=1, end=3), states, channels, axis=0)
         )
         _, starts = graph.several(
             "Scan",
-            (first, decay, ends),
+            (first, whole, ends),
             2,
-            body=_lines(kind),
+            body=_lines(label),
             num_scan_inputs=2,
             scan_input_axes=[2, 2],
             scan_output_axes=[2],
         )  # (F, B, G, N, D)
-        if at_once:
+        if one_state:
             along = graph("CumSum", step, graph("Squeeze", graph.ints(0)))
-            y = graph("Add", y, _read_out(graph, c, graph("Mul", along, rate), starts, axis=4))
+            carried = graph("Mul", graph("Exp", graph("Mul", along, rate)), starts)
+            y = graph("Add", y, graph("Mul", c, carried))
         else:
-            none = graph("ConstantOfShape", graph("Concat", front, graph.ints(1), graph.size(delta, 4), axis=0))
-            _, more = graph.several("Scan", (none, step, c), 2, body=_carried(kind, rate, starts), num_scan_inputs=2)
+            none = graph("ConstantOfShape", graph("Concat", front, graph.ints(1), channels, axis=0))
+            *_, more = graph.several("Scan", (rate, starts, none, step, c), 4, body=_carried(label), num_scan_inputs=2)
             y = graph("Add", y, more)
+    if one_state:
+        y = graph("Squeeze", y, graph.ints(4))  # (S, F, B, G, D)
 
     y = travel(y)  # back to image order: turning round twice changes nothing
-    y = graph("ReduceSum", y, graph.ints(1), keepdims=0)  # (S, B, G, D)
-    return graph("Transpose", y, perm=[1, 0, 2, 3] if columns else [1, 2, 0, 3])
-
-
-def _read_out(graph: _Nodes, c: str, exponent: str, starts: str, axis: int) -> str:
-    """``Σ_n c exp(exponent) start``."""
-    state = graph("Mul", graph("Exp", exponent), starts)
-    return graph("ReduceSum", graph("Mul", c, state), graph.ints(axis), keepdims=0)
+    y = graph("Transpose", y, perm=[2, 0, 3, 1, 4] if columns else [2, 3, 0, 1, 4])  # (B, H, W, F, D)
+    return graph("ReduceSum", y, graph.ints(3), keepdims=0)
 
 
 def _softplus(graph: _Nodes, z: str) -> str:
@@ -195,26 +191,43 @@ def _body(graph: _Nodes, name: str, inputs: dict[str, int], outputs: dict[str, i
     return helper.make_graph(graph.nodes, name, declared(inputs), declared(outputs))
 
 
-def _steps(kind: str, rate: str) -> onnx.GraphProto:
-    graph = _Nodes(f"{kind}_step_")
-    h, step, drive, b, c = inputs = [f"{kind}_step_{n}" for n in ("h", "delta", "drive", "b", "c")]
+# Bodies see nothing but their inputs: some runtimes know no outer values. What does not change is handed on.
+
+
+def _steps(label: str) -> onnx.GraphProto:
+    """``h = decay h + drive``, ``y = c h``."""
+    graph = _Nodes(f"{label}_step_")
+    h, decay, drive, c = inputs = [f"{label}_step_{n}" for n in ("h", "decay", "drive", "c")]
+    state = graph("Add", graph("Mul", h, decay), drive)
+    return _body(graph, f"{label}_steps", dict.fromkeys(inputs, 5), {state: 5, graph("Mul", c, state): 5})
+
+
+def _steps_of_states(label: str) -> onnx.GraphProto:
+    """``h = exp(Δ A) h + Δ x b``, ``y = Σ_n c h``."""
+    graph = _Nodes(f"{label}_step_")
+    rate, h, step, drive, b, c = inputs = [f"{label}_step_{n}" for n in ("rate", "h", "delta", "drive", "b", "c")]
     decayed = graph("Mul", graph("Exp", graph("Mul", step, rate)), h)
     state = graph("Add", decayed, graph("Mul", drive, b))
     y = graph("ReduceSum", graph("Mul", c, state), graph.ints(3), keepdims=0)
-    return _body(graph, f"{kind}_steps", dict.fromkeys(inputs, 5), {state: 5, y: 4})
+    return _body(graph, f"{label}_steps", dict.fromkeys(inputs, 5), {graph("Identity", rate): 5, state: 5, y: 4})
 
 
-def _lines(kind: str) -> onnx.GraphProto:
-    graph = _Nodes(f"{kind}_line_")
-    state, decay, end = inputs = [f"{kind}_line_{n}" for n in ("state", "decay", "end")]
-    start = graph("Identity", state)
-    after = graph("Add", graph("Mul", decay, state), end)
-    return _body(graph, f"{kind}_lines", dict.fromkeys(inputs, 4), {after: 4, start: 4})
+def _lines(label: str) -> onnx.GraphProto:
+    """``start = state``, ``state = decay state + end``."""
+    graph = _Nodes(f"{label}_line_")
+    state, decay, end = inputs = [f"{label}_line_{n}" for n in ("state", "decay", "end")]
+    after = graph("Add", graph("Mul", state, decay), end)
+    return _body(graph, f"{label}_lines", dict.fromkeys(inputs, 4), {after: 4, graph("Identity", state): 4})
 
 
-def _carried(kind: str, rate: str, starts: str) -> onnx.GraphProto:
-    graph = _Nodes(f"{kind}_carried_")
-    so_far, step, c = inputs = [f"{kind}_carried_{n}" for n in ("so_far", "delta", "c")]
+def _carried(label: str) -> onnx.GraphProto:
+    """``y = Σ_n c exp(A ΣΔ) start``, with the sum of Δ up to the step."""
+    graph = _Nodes(f"{label}_carried_")
+    rate, starts, so_far, step, c = inputs = [
+        f"{label}_carried_{n}" for n in ("rate", "starts", "so_far", "delta", "c")
+    ]
     along = graph("Add", so_far, step)
-    y = _read_out(graph, c, graph("Mul", along, rate), starts, axis=3)
-    return _body(graph, f"{kind}_carried", dict.fromkeys(inputs, 5), {along: 5, y: 4})
+    state = graph("Mul", graph("Exp", graph("Mul", along, rate)), starts)
+    y = graph("ReduceSum", graph("Mul", c, state), graph.ints(3), keepdims=0)
+    handed_on = {graph("Identity", rate): 5, graph("Identity", starts): 5}
+    return _body(graph, f"{label}_carried", dict.fromkeys(inputs, 5), {**handed_on, along: 5, y: 4})
