@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import timm
+import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from torch import nn
 
-from vmamba.checkpoints.authors import to_our_names
 from vmamba.checkpoints.download import download
-from vmamba.checkpoints.info import attach_info, info_path, read_config, read_info
-from vmamba.checkpoints.loading import load_weights
+from vmamba.checkpoints.info import attach_info
+from vmamba.checkpoints.loading import adapted, load_weights
+from vmamba.checkpoints.names import backbone_of, to_our_names
 from vmamba.checkpoints.reading import Weights, read_checkpoint
-from vmamba.checkpoints.recognition import identify
-from vmamba.errors import CheckpointError
+from vmamba.checkpoints.recognition import Checkpoint, open_checkpoint
+from vmamba.errors import OptionError
 from vmamba.model.backbone import VMamba
 from vmamba.model.config import VMambaConfig
 from vmamba.model.variants import VARIANTS
@@ -68,7 +70,7 @@ def _create(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
         name,
         pretrained,
         pretrained_cfg_overlay=overlay,
-        pretrained_filter_fn=lambda state_dict, _: to_our_names(state_dict),
+        pretrained_filter_fn=lambda state_dict, _: backbone_of(to_our_names(state_dict)),
         feature_cfg=feature_cfg,
         **kwargs,
     )
@@ -83,7 +85,7 @@ def _pretrained_weights(name: str, overlay: dict[str, Any], kwargs: dict[str, An
         return None
     if not cfg.file and not cfg.url:
         trained = ", ".join(n for n, variant in VARIANTS.items() if variant.url)
-        raise ValueError(f"{name} has no published weights; models that do: {trained}")
+        raise OptionError(f"{name} has no published weights; models that do: {trained}")
     return read_checkpoint(cfg.file or download(cfg.url, directory=kwargs.get("cache_dir")))
 
 
@@ -104,6 +106,19 @@ def list_models() -> list[str]:
     return list(VARIANTS)
 
 
+def architecture_of(name: str) -> VMambaConfig:
+    """The configuration of a registered model.
+
+    Raises:
+        OptionError: For an unknown name; the nearest is suggested.
+    """
+    if name not in VARIANTS:
+        near = difflib.get_close_matches(name, VARIANTS, n=1)
+        hint = f"do you mean {near[0]!r}?" if near else f"choose one of {', '.join(VARIANTS)}"
+        raise OptionError(f"unknown model {name!r}; {hint}")
+    return VARIANTS[name].config
+
+
 def create_model(
     name: str, *, pretrained: bool = False, checkpoint: str | Path | None = None, **overrides: Any
 ) -> nn.Module:
@@ -112,61 +127,90 @@ def create_model(
     Args:
         name: One of `list_models`.
         pretrained: Load the authors' ImageNet-1K weights, downloaded once into torch's hub cache.
-        checkpoint: Load these weights instead; see `load_weights`.
+        checkpoint: Load these weights instead; see `load_weights`. Classes and channels are the checkpoint's; where
+            `overrides` say otherwise, the classifier is a fresh one and the first convolution is adapted, as timm does
+            for ``pretrained=True``.
         **overrides: Fields of `VMambaConfig` (``num_classes=0``, ``in_chans=1``, ``drop_path_rate=0.2`` …), options
             of `VMamba`, and those of ``timm.create_model`` (``features_only=True``, ``out_indices=…`` …).
 
     Raises:
-        ValueError: For an unknown name (the nearest is suggested), impossible options, both `pretrained` and
+        OptionError: For an unknown name (the nearest is suggested), impossible options, both `pretrained` and
             `checkpoint`, or `pretrained` for a model without published weights.
         TypeError: For an option that nobody takes.
         CheckpointError: If the checkpoint cannot be read or does not fit.
         DownloadError: If the weights cannot be fetched.
     """
-    if name not in VARIANTS:
-        near = difflib.get_close_matches(name, VARIANTS, n=1)
-        hint = f"do you mean {near[0]!r}?" if near else f"choose one of {', '.join(VARIANTS)}"
-        raise ValueError(f"unknown model {name!r}; {hint}")
-    if pretrained and checkpoint is not None:
-        raise ValueError("give either pretrained=True or a checkpoint, not both")
-    model: nn.Module = timm.create_model(name, pretrained=pretrained, **overrides)
-    if checkpoint is not None:
-        load_weights(model, checkpoint)
+    architecture_of(name)
+    if checkpoint is None:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **overrides)
+        return model
+    if pretrained:
+        raise OptionError("give either pretrained=True or a checkpoint, not both")
+    opened = open_checkpoint(checkpoint)
+    if opened.num_classes:
+        overrides.setdefault("num_classes", opened.num_classes)
+    overrides.setdefault("in_chans", opened.in_chans)
+    model = timm.create_model(name, **overrides)
+    fresh = bool(opened.num_classes) and overrides["num_classes"] not in (0, opened.num_classes)
+    load_weights(
+        model,
+        adapted(opened, in_chans=overrides["in_chans"], num_classes=overrides.get("num_classes")),
+        strict=not fresh,
+    )
+    attach_info(model, opened.info)
     return model
 
 
 def model_from_checkpoint(
-    checkpoint: str | Path, name: str | None = None, *, weights: Weights = "auto", config: VMambaConfig | None = None
+    checkpoint: str | Path | Checkpoint,
+    name: str | None = None,
+    *,
+    weights: Weights = "auto",
+    config: VMambaConfig | None = None,
+    **overrides: Any,
 ) -> VMamba:
     """The classifier that a checkpoint belongs to, with its weights.
 
-    Its architecture is what is given: `config`, or the model `name`. Otherwise it is the configuration beside the file
-    (``.json``), or the registered variant whose entries it has. The number of classes is the checkpoint's.
+    Its architecture is what is given: `config`, or the model `name`. Otherwise it is the one described beside the file
+    (``.json``), or the registered variant whose entries it has. Classes and channels are the checkpoint's.
+    ``model.info`` says what else is known of it, see `vmamba.checkpoints.info`.
 
     Args:
-        checkpoint: Path of a ``.safetensors`` or ``torch.save`` file.
+        checkpoint: Path of a ``.safetensors`` or ``torch.save`` file, or an opened checkpoint.
         name: One of `list_models`.
-        weights: See `read_checkpoint`.
+        weights: See `vmamba.checkpoints.reading.read_checkpoint`.
         config: An architecture.
+        **overrides: Other fields of `VMambaConfig` than the checkpoint's: ``num_classes=3`` (a fresh classifier),
+            ``in_chans=1`` (the first convolution is adapted), ``drop_path_rate=0.2``.
 
     Raises:
-        CheckpointError: If the checkpoint cannot be read, fits no known variant, or does not fit the one named.
-        ValueError: For an unknown name.
+        CheckpointError: If the checkpoint cannot be read, is no classifier's, fits no known variant, or does not fit
+            the one named.
+        OptionError: For an unknown name or impossible overrides.
     """
-    state_dict = to_our_names(read_checkpoint(checkpoint, weights))
-    if config is None and name is None:
-        config, name = read_config(checkpoint), identify(state_dict)
-        if config is None and name is None:
-            raise CheckpointError(
-                f"{checkpoint}: fits none of the known variants and has no {info_path(checkpoint).name} beside it; "
-                "say which model it is"
-            )
-    head = state_dict.get("head.fc.weight")
-    classes = 0 if head is None else head.shape[0]
-    if config is not None:
-        model = VMamba(dataclasses.replace(config, num_classes=classes))
-    else:
-        model = cast(VMamba, create_model(str(name), num_classes=classes))
-    load_weights(model, state_dict)
-    attach_info(model, read_info(checkpoint))
+    opened = open_checkpoint(checkpoint, weights)
+    opened.expect("classification")
+    if name is not None:
+        config = architecture_of(name)
+    architecture = opened.architecture(config)
+    classes = overrides.pop("num_classes", architecture.num_classes)
+    architecture = override(architecture, overrides)
+    with torch.device("meta"):
+        model = VMamba(architecture)
+    load_weights(model, adapted(opened, in_chans=architecture.in_chans))
+    if classes != architecture.num_classes:
+        model.reset_classifier(classes)
+    attach_info(model, opened.info)
     return model
+
+
+def override(config: VMambaConfig, overrides: Mapping[str, Any]) -> VMambaConfig:
+    """`config` with other values of some fields.
+
+    Raises:
+        OptionError: For unknown names (the nearest is suggested) and impossible values.
+    """
+    try:
+        return VMambaConfig.from_dict({**dataclasses.asdict(config), **overrides})
+    except (ValueError, TypeError) as error:
+        raise OptionError(str(error)) from None

@@ -12,7 +12,7 @@ from torch import Tensor
 import vmamba
 from support.golden import GOLDEN, Golden, relative_error, synthetic, synthetic_state_dict
 from vmamba import VMamba, VMambaConfig
-from vmamba.checkpoints.authors import to_our_names
+from vmamba.checkpoints.names import to_our_names
 from vmamba.ops import BACKENDS, use_backend
 
 RELEASED = sorted((GOLDEN / "released").glob("*.safetensors"))

@@ -14,7 +14,9 @@ from mmseg.structures import SegDataSample
 
 from support.toolboxes import OPTIONS, build, config, shrink
 from vmamba import VMambaConfig
-from vmamba.checkpoints.openmmlab import detector_names, segmenter_names
+from vmamba.checkpoints.loading import load_whole
+from vmamba.checkpoints.names import to_our_names
+from vmamba.checkpoints.recognition import open_checkpoint
 from vmamba.tasks.detection import mask_rcnn
 from vmamba.tasks.detection.boxes import sample
 from vmamba.tasks.detection.mask_rcnn import MaskRCNN, MaskRCNNConfig
@@ -45,7 +47,7 @@ def detectors(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, MaskRCNN]:
     theirs = build("detection", settings)
     randomise(theirs)
     ours = MaskRCNN(MaskRCNNConfig(BACKBONE, tuple("abcde"), 16, 32, 16))
-    ours.load_state_dict(detector_names(theirs.state_dict()))
+    ours.load_state_dict(to_our_names(theirs.state_dict()))
     return theirs, ours
 
 
@@ -107,7 +109,7 @@ def test_losses_and_gradients(detectors: tuple[Any, MaskRCNN], monkeypatch: pyte
     for model, losses in ((theirs, expected), (ours, found)):
         model.zero_grad()
         sum(sum(v) if isinstance(v, list) else v for n, v in losses.items() if n != "acc").backward()
-    gradients = detector_names({n: p.grad for n, p in theirs.named_parameters()})
+    gradients = to_our_names({n: p.grad for n, p in theirs.named_parameters()})
     for name, parameter in ours.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-5, rtol=1e-3)
 
@@ -117,7 +119,7 @@ def segmenters(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, UperNet]:
     theirs = build("segmentation", shrink("segmentation", config("segmentation", tmp_path_factory.mktemp("seg"))))
     randomise(theirs)
     ours = UperNet(UperNetConfig(BACKBONE, tuple("abcde"), channels=16, auxiliary_channels=8))
-    ours.load_state_dict(segmenter_names(theirs.state_dict()))
+    load_whole(ours, open_checkpoint(theirs.state_dict()))
     return theirs, ours
 
 

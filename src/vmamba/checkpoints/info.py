@@ -29,7 +29,6 @@ from timm.data.transforms import str_to_pil_interp
 from torch import nn
 
 from vmamba.errors import CheckpointError
-from vmamba.model.config import VMambaConfig
 
 Task = Literal["classification", "detection", "segmentation"]
 
@@ -191,22 +190,6 @@ def read_info(weights: str | Path) -> ModelInfo | None:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}; correct it, or remove it to do without") from None
-
-
-def read_config(weights: str | Path) -> VMambaConfig | None:
-    """The configuration beside a weights file, of the backbone alone, or None if there is none.
-
-    Raises:
-        CheckpointError: If it is there and not valid.
-    """
-    info = read_info(weights)
-    if info is None:
-        return None
-    values = info.architecture
-    try:
-        return VMambaConfig.from_dict(values.get("backbone", values))  # within that of a detector or segmenter
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{info_path(weights)}: {error}") from None
 
 
 def attach_info(model: nn.Module, info: ModelInfo | None) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from vmamba.checkpoints.info import info_path
-from vmamba.checkpoints.openmmlab import kind_of
-from vmamba.checkpoints.reading import Weights, read_checkpoint
+from vmamba.checkpoints.reading import Weights
+from vmamba.checkpoints.recognition import open_checkpoint
 from vmamba.checkpoints.saving import save_weights
 from vmamba.model.config import VMambaConfig
 from vmamba.tasks.dense.checkpoint import load_detector, load_segmenter
@@ -34,13 +34,11 @@ def run(options: argparse.Namespace) -> int:
     if target.exists() and not options.force:
         raise ValueError(f"{target} exists; name another target, or replace it with --force")
     config = VMambaConfig.from_author_yaml(options.config) if options.config else None
-    kind = kind_of(read_checkpoint(options.source, options.weights))
-    if kind == "classification":
-        save_weights(
-            model_from_checkpoint(options.source, options.model, weights=options.weights, config=config), target
-        )
+    checkpoint = open_checkpoint(options.source, options.weights)
+    if checkpoint.task == "classification":
+        save_weights(model_from_checkpoint(checkpoint, options.model, config=config), target)
     else:
-        load = load_detector if kind == "detection" else load_segmenter
-        save_weights(load(options.source, options.model, backbone=config, weights=options.weights), target)
+        load = load_detector if checkpoint.task == "detection" else load_segmenter
+        save_weights(load(checkpoint, options.model, backbone=config), target)
     print(f"wrote {target} and {info_path(target)}")
     return 0

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from vmamba.errors import OptionError
+
 # The authors' `forward_type` is a scan, then tags: "v052d_onnone_noz".
 _SCANS = {
     **dict.fromkeys(("v0", "v0seq", "v01", "v02", "v03", "v04", "v05", "v2", "v3"), "cross"),
@@ -95,32 +97,43 @@ _YAML_KEYS = {
 _YAML_DEFAULTS = {"patchembed_version": "v2"}
 
 
-def options_from_yaml(path: Path) -> dict[str, Any]:
+def options_from_yaml(path: Path, within: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Constructor options from a YAML file of the authors, its BASE files first.
+
+    Args:
+        path: The file.
+        within: Files whose BASE it is.
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError: If it is not such a file, or has a key that is not theirs.
+        OptionError: If it is not such a file, or has a key that is not theirs.
     """
+    if path.resolve() in within:
+        raise OptionError(f"{path}: is its own BASE")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise OptionError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict) or not isinstance(tree.get("MODEL", {}), dict):
-        raise ValueError(f"{path}: expected the authors' configuration, a mapping with MODEL: VSSM: …")
+        raise OptionError(f"{path}: expected the authors' configuration, a mapping with MODEL: VSSM: …")
     options = dict(_YAML_DEFAULTS)
-    for base in tree.get("BASE") or []:
-        if base:
-            options |= options_from_yaml(path.parent / base)
-    model = tree.get("MODEL", {})
-    for key, value in (model.get("VSSM") or {}).items():
+    bases = tree.get("BASE") or []
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise OptionError(f"{path}: BASE must be a list of files")
+    for base in filter(None, bases):
+        options |= options_from_yaml(path.parent / base, (*within, path.resolve()))
+    model, data = tree.get("MODEL", {}), tree.get("DATA") or {}
+    vssm = model.get("VSSM") or {}
+    if not isinstance(vssm, dict) or not isinstance(data, dict):
+        raise OptionError(f"{path}: MODEL.VSSM and DATA must be mappings")
+    for key, value in vssm.items():
         if key not in _YAML_KEYS:
-            raise ValueError(f"{path}: unknown key MODEL.VSSM.{key}")
+            raise OptionError(f"{path}: unknown key MODEL.VSSM.{key}")
         options[_YAML_KEYS[key]] = value
     for section, key, option in (
         (model, "NUM_CLASSES", "num_classes"),
         (model, "DROP_PATH_RATE", "drop_path_rate"),
-        (tree.get("DATA") or {}, "IMG_SIZE", "imgsize"),
+        (data, "IMG_SIZE", "imgsize"),
     ):
         if key in section:
             options[option] = section[key]
@@ -131,12 +144,21 @@ def fields_from_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of `VMambaConfig` from the constructor options of the authors' ``VSSM``."""
     unknown = sorted(set(options) - set(_DEFAULTS))
     if unknown:
-        raise ValueError(f"not an option of the authors' VSSM: {', '.join(unknown)}")
+        raise OptionError(f"not an option of the authors' VSSM: {', '.join(unknown)}")
     opt = {**_DEFAULTS, **options}
+    try:
+        return _fields(opt)
+    except OptionError:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:
+        raise OptionError(f"options of the authors' VSSM: {error}") from None
+
+
+def _fields(opt: Mapping[str, Any]) -> dict[str, Any]:
     if str(opt["norm_layer"]).lower() not in ("ln", "ln2d"):
-        raise ValueError(f"norm_layer {opt['norm_layer']!r} is not supported: no released model uses it; use 'ln2d'")
+        raise OptionError(f"norm_layer {opt['norm_layer']!r} is not supported: no released model uses it; use 'ln2d'")
     if opt["gmlp"] or opt["ssm_drop_rate"] or opt["mlp_drop_rate"] or opt["patch_size"] != 4:
-        raise ValueError("gmlp, ssm_drop_rate, mlp_drop_rate and patch_size other than 4 are not supported")
+        raise OptionError("gmlp, ssm_drop_rate, mlp_drop_rate and patch_size other than 4 are not supported")
     fields = {
         "in_chans": opt["in_chans"],
         "num_classes": opt["num_classes"],
@@ -163,7 +185,7 @@ def fields_from_options(options: Mapping[str, Any]) -> dict[str, Any]:
 def _forward_fields(forward_type: str) -> dict[str, Any]:
     scan, *tags = forward_type.split("_")
     if scan not in _SCANS or any(tag not in _TAGS for tag in tags):
-        raise ValueError(
+        raise OptionError(
             f"forward_type {forward_type!r} is not supported; scans: {', '.join(_SCANS)}; tags: {', '.join(_TAGS)}"
         )
     fields: dict[str, Any] = {
@@ -182,7 +204,7 @@ def _forward_fields(forward_type: str) -> dict[str, Any]:
 
 def _choice(option: str, value: object, names: Mapping[str, str]) -> str:
     if value not in names:
-        raise ValueError(f"{option} {value!r} is not supported; choose one of {', '.join(names)}")
+        raise OptionError(f"{option} {value!r} is not supported; choose one of {', '.join(names)}")
     return names[str(value)]
 
 

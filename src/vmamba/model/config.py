@@ -6,11 +6,13 @@ import dataclasses
 import difflib
 import json
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from vmamba.errors import OptionError
 from vmamba.model.author_options import fields_from_options, options_from_yaml
 
 #: The allowed values of every option that is a choice.
@@ -23,6 +25,22 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "stem": ("overlapping", "patchify"),
     "downsample": ("conv3x3", "conv2x2", "patch_merging"),
 }
+
+
+#: Largest values, far above any model: a damaged or hostile configuration ends in one line, not in an allocation.
+LIMITS = {
+    "in_chans": 1 << 16,
+    "num_classes": 1_000_000,
+    "dims": 1 << 16,
+    "depths": 512,
+    "d_state": 4096,
+    "ssm_ratio": 64,
+    "dt_rank": 1 << 16,
+    "ssm_conv": 255,
+    "mlp_ratio": 64,
+    "pos_embed_size": 1 << 16,
+}
+MAX_STAGES = 16
 
 
 @dataclass(frozen=True)
@@ -58,7 +76,7 @@ class VMambaConfig:
         drop_path_rate: Stochastic depth rate of the last block, growing linearly from 0 at the first.
 
     Raises:
-        ValueError: For impossible values, in one line.
+        OptionError: For impossible values, in one line.
     """
 
     in_chans: int = 3
@@ -89,37 +107,42 @@ class VMambaConfig:
         for name in ("dims", "depths"):
             value = getattr(self, name)
             if not isinstance(value, (list, tuple)) or not value or not all(_is_int(v, 1) for v in value):
-                raise ValueError(f"VMambaConfig: {name} must be a sequence of positive integers, got {value!r}")
+                self._refuse(name, "must be a sequence of positive integers")
             object.__setattr__(self, name, tuple(value))
         if len(self.dims) != len(self.depths):
-            raise ValueError(f"VMambaConfig: dims has {len(self.dims)} stages, depths {len(self.depths)}")
-        for name, least in (("in_chans", 1), ("num_classes", 0), ("d_state", 1), ("ssm_conv", 0)):
-            if not _is_int(getattr(self, name), least):
-                raise ValueError(f"VMambaConfig: {name} must be an integer ≥ {least}, got {getattr(self, name)!r}")
+            raise OptionError(f"VMambaConfig: dims has {len(self.dims)} stages, depths {len(self.depths)}")
+        for name, low in (("in_chans", 1), ("num_classes", 0), ("d_state", 1), ("ssm_conv", 0)):
+            if not _is_int(getattr(self, name), low):
+                self._refuse(name, f"must be an integer ≥ {low}")
         if self.ssm_conv and self.ssm_conv % 2 == 0:
-            raise ValueError(f"VMambaConfig: ssm_conv must be odd, or 0 for none, got {self.ssm_conv}")
+            self._refuse("ssm_conv", "must be odd, or 0 for none")
         if self.dt_rank != "auto" and not _is_int(self.dt_rank, 1):
-            raise ValueError(f"VMambaConfig: dt_rank must be a positive integer or 'auto', got {self.dt_rank!r}")
+            self._refuse("dt_rank", "must be a positive integer or 'auto'")
         if self.pos_embed_size is not None and not _is_int(self.pos_embed_size, 4):
-            raise ValueError(f"VMambaConfig: pos_embed_size must be pixels ≥ 4 or None, got {self.pos_embed_size!r}")
+            self._refuse("pos_embed_size", "must be pixels ≥ 4 or None")
         if not _is_number(self.ssm_ratio) or any(self.inner_dim(dim) < 1 for dim in self.dims):
-            raise ValueError(
-                f"VMambaConfig: ssm_ratio must leave inner channels in every stage, got {self.ssm_ratio!r}"
-            )
+            self._refuse("ssm_ratio", "must leave inner channels in every stage")
         if not _is_number(self.mlp_ratio) or self.mlp_ratio < 0:
-            raise ValueError(f"VMambaConfig: mlp_ratio must be ≥ 0, got {self.mlp_ratio!r}")
+            self._refuse("mlp_ratio", "must be ≥ 0")
         if not _is_number(self.drop_path_rate) or not 0 <= self.drop_path_rate < 1:
-            raise ValueError(f"VMambaConfig: drop_path_rate must be in [0, 1), got {self.drop_path_rate!r}")
+            self._refuse("drop_path_rate", "must be in [0, 1)")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"VMambaConfig: {name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
-                )
+                self._refuse(name, f"must be one of {', '.join(choices)}")
         if self.stem == "overlapping" and self.dims[0] < 2:
-            raise ValueError("VMambaConfig: the overlapping stem needs dims[0] ≥ 2")
+            raise OptionError("VMambaConfig: the overlapping stem needs dims[0] ≥ 2")
         for name in ("ssm_conv_bias", "gate", "gate_act", "out_act", "patch_norm"):
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"VMambaConfig: {name} must be true or false, got {getattr(self, name)!r}")
+                self._refuse(name, "must be true or false")
+        for name, limit in LIMITS.items():
+            value = getattr(self, name)
+            if isinstance(value, (int, float, tuple)) and (max(value) if isinstance(value, tuple) else value) > limit:
+                self._refuse(name, f"must be at most {limit}")
+        if len(self.dims) > MAX_STAGES:
+            raise OptionError(f"VMambaConfig: at most {MAX_STAGES} stages, got {len(self.dims)}")
+
+    def _refuse(self, name: str, rule: str) -> NoReturn:
+        raise OptionError(f"VMambaConfig: {name} {rule}, got {reprlib.repr(getattr(self, name))}")
 
     def inner_dim(self, dim: int) -> int:
         """Inner channels D of SS2D in a stage of `dim` channels."""
@@ -138,14 +161,14 @@ class VMambaConfig:
         """Read a JSON object of fields; what it leaves out takes its default.
 
         Raises:
-            ValueError: If the text is not a JSON object, or for unknown names and impossible values.
+            OptionError: If the text is not a JSON object, or for unknown names and impossible values.
         """
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"VMambaConfig: not JSON: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise OptionError(f"VMambaConfig: not JSON: {error}") from None
         if not isinstance(values, dict):
-            raise ValueError(f"VMambaConfig: expected a JSON object of options, got {type(values).__name__}")
+            raise OptionError(f"VMambaConfig: expected a JSON object of options, got {type(values).__name__}")
         return cls.from_dict(values)
 
     @classmethod
@@ -155,7 +178,7 @@ class VMambaConfig:
         for name in values:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
-                raise ValueError(
+                raise OptionError(
                     f"VMambaConfig: unknown option {name!r}" + (f"; do you mean {near[0]!r}?" if near else "")
                 )
         return cls(**values)
@@ -165,7 +188,7 @@ class VMambaConfig:
         """Build from the constructor options of the authors' ``VSSM`` (``forward_type``, ``ssm_d_state``, …).
 
         Raises:
-            ValueError: For an option that this package does not have, such as Mamba-2 scans.
+            OptionError: For an option that this package does not have, such as Mamba-2 scans.
         """
         return cls(**fields_from_options(options))
 
@@ -175,14 +198,14 @@ class VMambaConfig:
 
         Raises:
             OSError: If the file cannot be read.
-            ValueError: If it is not such a configuration.
+            OptionError: If it is not such a configuration.
         """
         return cls.from_author_options(options_from_yaml(Path(path)))
 
 
-def _is_int(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _is_int(value: object, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30  # false for NaN

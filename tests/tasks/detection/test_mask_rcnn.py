@@ -10,7 +10,7 @@ from torch import Tensor
 
 from support.golden import GOLDEN, Golden, relative_error, synthetic_state_dict
 from vmamba import VMambaConfig
-from vmamba.checkpoints.openmmlab import detector_names
+from vmamba.checkpoints.names import to_our_names
 from vmamba.model.variants import VARIANTS
 from vmamba.tasks.detection.mask_rcnn import Detections, MaskRCNN, MaskRCNNConfig
 
@@ -27,7 +27,7 @@ def model(golden: Golden) -> MaskRCNN:
     backbone = VMambaConfig.from_author_options(golden.metadata["backbone"])
     config = MaskRCNNConfig(backbone, tuple("abcde"), channels=16, box_channels=32, mask_channels=16)
     model = MaskRCNN(config).eval()
-    model.load_state_dict(detector_names(synthetic_state_dict(NAMES["mask_rcnn_golden"])), strict=True)
+    model.load_state_dict(to_our_names(synthetic_state_dict(NAMES["mask_rcnn_golden"])), strict=True)
     return model
 
 
@@ -75,7 +75,7 @@ def test_released_detectors_fit(entry: str) -> None:
     with torch.device("meta"):
         authors = {n: torch.empty(shape) for n, shape in NAMES[entry].items()}
         expected = MaskRCNN(MaskRCNNConfig(VARIANTS[name].config, tuple("c" * 80))).state_dict()
-    ours = detector_names(authors)
+    ours = to_our_names(authors)
     assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in expected.items()}
 
 

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 
 from support.golden import GOLDEN, Golden, relative_error, synthetic_state_dict
 from vmamba import VMambaConfig
-from vmamba.checkpoints.openmmlab import segmenter_names
+from vmamba.checkpoints.loading import load_whole
+from vmamba.checkpoints.names import to_our_names
+from vmamba.checkpoints.recognition import open_checkpoint
 from vmamba.model.variants import VARIANTS
 from vmamba.tasks.segmentation.upernet import IGNORED, UperNet, UperNetConfig
 
@@ -22,7 +24,7 @@ def test_every_step_is_the_authors() -> None:
     golden = Golden.load(GOLDEN / "dense" / "upernet_96x128.safetensors")
     backbone = VMambaConfig.from_author_options(golden.metadata["backbone"])
     model = UperNet(UperNetConfig(backbone, tuple("abcdefg"), channels=16, auxiliary_channels=12)).eval()
-    model.load_state_dict(segmenter_names(synthetic_state_dict(NAMES["upernet_golden"])), strict=True)
+    load_whole(model, open_checkpoint(synthetic_state_dict(NAMES["upernet_golden"])))
     maps = model.features(golden.image)
     for i in range(4):
         assert relative_error(maps[i], golden.tensors[f"backbone{i}"]) < 1e-4
@@ -37,7 +39,7 @@ def test_released_segmenters_fit(entry: str) -> None:
     with torch.device("meta"):
         authors = {n: torch.empty(shape) for n, shape in NAMES[entry].items()}
         expected = UperNet(UperNetConfig(VARIANTS[name].config, tuple("c" * 150))).state_dict()
-    ours = segmenter_names(authors)
+    ours, expected = to_our_names(authors), to_our_names(expected)
     assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in expected.items()}
 
 

@@ -170,9 +170,7 @@ class Classification:
                 raise ValueError("which model? give --model NAME; 'vmamba models' lists them")
             options = {**job.model_options, "num_classes": self.num_classes}
             return create_model(job.model, pretrained=job.pretrained, **options)
-        found = model_from_checkpoint(job.checkpoint, job.model, weights=job.weights)
-        model = VMamba(dataclasses.replace(found.config, **job.model_options))
-        model.load_state_dict(found.state_dict())
+        model = model_from_checkpoint(job.checkpoint, job.model, weights=job.weights, **job.model_options)
         if not self.options.keep_head:
             model.reset_classifier(self.num_classes)
         self._check_classes(model)

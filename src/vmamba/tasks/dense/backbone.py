@@ -2,46 +2,50 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-from vmamba.checkpoints.authors import to_our_names
-from vmamba.checkpoints.info import read_config
-from vmamba.checkpoints.loading import load_weights
-from vmamba.checkpoints.reading import read_checkpoint
-from vmamba.checkpoints.recognition import identify
+from vmamba.checkpoints.loading import adapted, load_weights
+from vmamba.checkpoints.recognition import Checkpoint, open_checkpoint
+from vmamba.errors import OptionError
 from vmamba.model.backbone import VMamba
 from vmamba.model.config import VMambaConfig
-from vmamba.model.variants import VARIANTS
 from vmamba.tasks.protocol import Job
-from vmamba.zoo import create_model
+from vmamba.zoo import architecture_of, create_model, override
 
 
-def backbone_config(job: Job) -> VMambaConfig:
+def job_checkpoint(job: Job) -> Checkpoint | None:
+    """The checkpoint that a job starts from, where it has one.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
+    return None if job.checkpoint is None else open_checkpoint(job.checkpoint, job.weights)
+
+
+def backbone_config(job: Job, checkpoint: Checkpoint | None) -> VMambaConfig:
     """The architecture that a job names, or that its checkpoint has.
 
     Raises:
-        ValueError: For an unknown name, or where neither says it.
-        CheckpointError: If the checkpoint cannot be read.
+        OptionError: For an unknown name or option, or where neither says it.
+        CheckpointError: If the checkpoint does not say it.
     """
     if job.model is not None:
-        model = create_model(job.model, num_classes=0, **job.model_options)  # says what is wrong with the name
-        assert isinstance(model, VMamba)
-        return model.config
-    config = None
-    if job.checkpoint is not None:
-        config = read_config(job.checkpoint)
-        name = None if config else identify(to_our_names(read_checkpoint(job.checkpoint, job.weights)))
-        config = VARIANTS[name].config if name else config
-    if config is None:
-        raise ValueError("which backbone? give --model NAME; 'vmamba models' lists them")
-    return dataclasses.replace(config, num_classes=0, **job.model_options)
+        config = architecture_of(job.model)
+    elif checkpoint is not None:
+        config = checkpoint.architecture()
+    else:
+        raise OptionError("which backbone? give --model NAME; 'vmamba models' lists them")
+    return override(config, {**job.model_options, "num_classes": 0})
 
 
-def load_backbone(backbone: VMamba, job: Job) -> None:
-    """Start from the job's classification weights, where it has any; the norms of the stages stay as they are."""
-    if job.checkpoint is not None:
-        load_weights(backbone, job.checkpoint, weights=job.weights)
+def load_backbone(backbone: VMamba, job: Job, checkpoint: Checkpoint | None) -> None:
+    """Start from the job's classification weights, where it has any; the norms of the stages stay as they are.
+
+    Raises:
+        CheckpointError: If they do not fit.
+    """
+    if checkpoint is not None:
+        load_weights(backbone, adapted(checkpoint, in_chans=backbone.in_chans))
     elif job.pretrained:
         if job.model is None:
-            raise ValueError("pretrained needs --model NAME; 'vmamba models' lists them")
-        load_weights(backbone, create_model(job.model, pretrained=True).state_dict())
+            raise OptionError("pretrained needs --model NAME; 'vmamba models' lists them")
+        model = create_model(job.model, pretrained=True, in_chans=backbone.in_chans)
+        load_weights(backbone, model.state_dict())

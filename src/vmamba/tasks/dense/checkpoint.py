@@ -1,140 +1,153 @@
-"""Checkpoints of detectors and segmenters: OpenMMLab's files, as the authors released them, and ours."""
+"""Detectors and segmenters from checkpoints: OpenMMLab's files, as the authors released them, and ours."""
 
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
-from vmamba.checkpoints.authors import to_our_names
-from vmamba.checkpoints.info import attach_info, info_path, read_config, read_info
-from vmamba.checkpoints.openmmlab import Kind, detector_names, kind_of, segmenter_names
-from vmamba.checkpoints.reading import Weights, read_checkpoint
-from vmamba.checkpoints.recognition import identify
+from vmamba.checkpoints.info import attach_info, info_path
+from vmamba.checkpoints.loading import adapted, load_whole
+from vmamba.checkpoints.reading import Weights
+from vmamba.checkpoints.recognition import Checkpoint, open_checkpoint
 from vmamba.data import ade20k, coco
 from vmamba.errors import CheckpointError
 from vmamba.model.config import VMambaConfig
-from vmamba.model.variants import VARIANTS
 from vmamba.tasks.detection.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from vmamba.tasks.segmentation.upernet import UperNet, UperNetConfig
+from vmamba.zoo import architecture_of, override
 
-_WHAT = {"classification": "a classifier", "detection": "a detector", "segmentation": "a segmenter"}
-_COMMAND = {"classification": "vmamba predict", "detection": "vmamba detect", "segmentation": "vmamba segment"}
+Config = TypeVar("Config", MaskRCNNConfig, UperNetConfig)
+
+#: Entries whose first axis is the width of a part, for files without a description.
+_DETECTOR_WIDTHS = {
+    "channels": "fpn.inner_blocks.0.0.weight",
+    "box_channels": "box_head.fc6.weight",
+    "mask_channels": "mask_head.0.0.weight",
+}
+_SEGMENTER_WIDTHS = {
+    "channels": "decode_head.bottleneck.conv.weight",
+    "auxiliary_channels": "auxiliary_head.convs.0.conv.weight",
+}
+_MAX_WIDTH = 1 << 16
 
 
 def load_detector(
-    source: str | Path, name: str | None = None, *, backbone: VMambaConfig | None = None, weights: Weights = "auto"
+    source: str | Path | Checkpoint,
+    name: str | None = None,
+    *,
+    backbone: VMambaConfig | None = None,
+    weights: Weights = "auto",
+    backbone_options: Mapping[str, Any] | None = None,
 ) -> MaskRCNN:
     """The Mask R-CNN in a checkpoint.
 
+    ``model.info`` says what else is known of it, see `vmamba.checkpoints.info`.
+
     Args:
-        source: A ``.pth`` of the authors (or of MMDetection with our backbone), or a ``.safetensors`` of ours with its
-            ``.json``.
+        source: A ``.pth`` of the authors (or of MMDetection with our backbone), a ``.safetensors`` of ours with its
+            ``.json``, or an opened checkpoint.
         name: The backbone, one of `vmamba.list_models`; by default what the checkpoint says or looks like.
         backbone: Its architecture instead.
-        weights: See `read_checkpoint`.
+        weights: See `vmamba.checkpoints.reading.read_checkpoint`.
+        backbone_options: Fields of `VMambaConfig` to change: ``drop_path_rate``, or ``in_chans``, for which the first
+            convolution is adapted.
 
     Raises:
         CheckpointError: If it cannot be read, is for another task, or does not fit.
-        ValueError: For an unknown name.
+        OptionError: For an unknown name, or impossible options.
     """
-    state_dict, values = _read(source, "detection", detector_names, name, backbone, weights)
-    if "channels" not in values:
-        values |= {
-            "channels": _width(source, state_dict, "fpn.inner_blocks.0.0.weight"),
-            "box_channels": _width(source, state_dict, "box_head.fc6.weight"),
-            "mask_channels": _width(source, state_dict, "mask_head.0.0.weight"),
-            "classes": _names(_width(source, state_dict, "class_score.weight") - 1, coco.CLASSES),
-        }
-    config = _config(source, MaskRCNNConfig, values)
+    checkpoint = open_checkpoint(source, weights)
+    checkpoint.expect("detection")
+    architecture = _backbone(checkpoint, name, backbone, backbone_options)
+    classes = _width(checkpoint, "class_score.weight") - 1  # the last is the background
+    config = _config(MaskRCNNConfig, checkpoint, architecture, _DETECTOR_WIDTHS, classes, coco.CLASSES)
     with torch.device("meta"):
         model = MaskRCNN(config)
-    _load(source, model, state_dict)
+    load_whole(model, adapted(checkpoint, in_chans=architecture.in_chans))
+    attach_info(model, checkpoint.info)
     return model
 
 
 def load_segmenter(
-    source: str | Path, name: str | None = None, *, backbone: VMambaConfig | None = None, weights: Weights = "auto"
+    source: str | Path | Checkpoint,
+    name: str | None = None,
+    *,
+    backbone: VMambaConfig | None = None,
+    weights: Weights = "auto",
+    backbone_options: Mapping[str, Any] | None = None,
 ) -> UperNet:
     """The UperNet in a checkpoint; see `load_detector`."""
-    state_dict, values = _read(source, "segmentation", segmenter_names, name, backbone, weights)
-    if "channels" not in values:
-        values |= {
-            "channels": _width(source, state_dict, "decode_head.bottleneck.conv.weight"),
-            "auxiliary_channels": _width(source, state_dict, "auxiliary_head.convs.0.conv.weight"),
-            "classes": _names(_width(source, state_dict, "decode_head.classifier.weight"), ade20k.CLASSES),
-        }
-    config = _config(source, UperNetConfig, values)
+    checkpoint = open_checkpoint(source, weights)
+    checkpoint.expect("segmentation")
+    architecture = _backbone(checkpoint, name, backbone, backbone_options)
+    classes = _width(checkpoint, "decode_head.classifier.weight")
+    config = _config(UperNetConfig, checkpoint, architecture, _SEGMENTER_WIDTHS, classes, ade20k.CLASSES)
     with torch.device("meta"):
         model = UperNet(config)
-    _load(source, model, state_dict)
+    load_whole(model, adapted(checkpoint, in_chans=architecture.in_chans))
+    attach_info(model, checkpoint.info)
     return model
 
 
-def _read(
-    source: str | Path,
-    kind: Kind,
-    translate: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
-    name: str | None,
-    backbone: VMambaConfig | None,
-    weights: Weights,
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights by our names, and the configuration as far as it is known: at least ``backbone``."""
-    raw = read_checkpoint(source, weights)
-    found = kind_of(raw)
-    if found != kind:
-        raise CheckpointError(f"{source}: holds {_WHAT[found]}, not {_WHAT[kind]}; it is for '{_COMMAND[found]}'")
-    info = read_info(source)
-    values = {} if info is None else {**info.architecture, "classes": info.class_names}
-    if name is not None and name not in VARIANTS:
-        raise ValueError(f"unknown model {name!r}; choose one of {', '.join(VARIANTS)}")
-    if backbone is None:
-        known = read_config(source)
-        variant = name or (None if known else identify(to_our_names(raw)))
-        if known is None and variant is None:
-            raise CheckpointError(
-                f"{source}: its backbone fits none of the known variants and there is no {info_path(source).name} "
-                "beside it; say which it is with --model or --config"
-            )
-        backbone = known if name is None and known else VARIANTS[str(variant)].config
-    return translate(raw), values | {"backbone": dataclasses.replace(backbone, num_classes=0, drop_path_rate=0.0)}
+def _backbone(
+    checkpoint: Checkpoint, name: str | None, config: VMambaConfig | None, options: Mapping[str, Any] | None
+) -> VMambaConfig:
+    if config is None and name is not None:
+        config = architecture_of(name)
+    return override(checkpoint.architecture(config), options or {})
 
 
-def _width(source: str | Path, state_dict: Mapping[str, Tensor], entry: str) -> int:
-    if entry not in state_dict:
-        raise CheckpointError(f"{source}: lacks {entry}, so it is not a whole model")
-    return state_dict[entry].shape[0]
-
-
-def _names(number: int, known: Sequence[str]) -> tuple[str, ...]:
-    return tuple(known) if number == len(known) else tuple(f"class {i}" for i in range(number))
-
-
-def _config(source: str | Path, kind: type[Any], values: Mapping[str, Any]) -> Any:
+def _config(
+    kind: Callable[..., Config],
+    checkpoint: Checkpoint,
+    backbone: VMambaConfig,
+    widths: Mapping[str, str],
+    classes: int,
+    known: Sequence[str],
+) -> Config:
+    """The architecture that the description says, or the entries show."""
+    info = checkpoint.info
+    values: dict[str, Any] = dict(info.architecture) if info is not None and "backbone" in info.architecture else {}
+    names = info.class_names if info is not None else ()
+    if not names:
+        names = tuple(known) if classes == len(known) else tuple(f"class {i}" for i in range(classes))
+    if not values:
+        values = {field: _width(checkpoint, entry) for field, entry in widths.items()}
+    values |= {"backbone": dataclasses.replace(backbone, num_classes=0, drop_path_rate=0.0), "classes": names}
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     try:
-        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        config = kind(**values)
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{info_path(source)}: {error}") from None
-
-
-def _load(source: str | Path, model: torch.nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Strictly, all or nothing; the model comes without memory and takes that of the weights."""
-    target = model.state_dict()
-    faults = {
-        "missing": [n for n in target if n not in state_dict],
-        "unexpected": [n for n in state_dict if n not in target],
-        "misshaped": [n for n in target if n in state_dict and target[n].shape != state_dict[n].shape],
-    }
-    if any(faults.values()):
-        listed = "; ".join(
-            f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-            for what, names in faults.items()
-            if names
+        raise CheckpointError(f"{info_path(checkpoint.label)}: {error}") from None
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name not in ("backbone", "classes") and not _is_possible(value, field.default):
+            raise CheckpointError(f"{info_path(checkpoint.label)}: {field.name} is {reprlib.repr(value)}")
+    if len(names) != classes:
+        raise CheckpointError(
+            f"{checkpoint.label}: does not fit: {classes} classes, its description names {len(names)}"
         )
-        raise CheckpointError(f"{source}: does not fit: {listed}")
-    model.load_state_dict(state_dict, assign=True)
-    attach_info(model, read_info(source))
+    return config
+
+
+def _is_possible(value: object, default: object) -> bool:
+    """True for a value like the default, within bounds: counts and widths, fractions, or a few counts."""
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and 0 < len(value) <= 16 and all(_is_possible(item, 1) for item in value)
+    if isinstance(default, float):
+        return isinstance(value, (int, float)) and 0 <= value <= 1
+    return type(value) is int and 1 <= value <= _MAX_WIDTH
+
+
+def _width(checkpoint: Checkpoint, entry: str) -> int:
+    if entry not in checkpoint.entries:
+        raise CheckpointError(f"{checkpoint.label}: lacks {entry}, so it is not a whole model")
+    shape = checkpoint.entries[entry].shape
+    if not shape or not 1 <= shape[0] <= _MAX_WIDTH:
+        raise CheckpointError(f"{checkpoint.label}: {entry} has the impossible shape {tuple(shape)}")
+    return int(shape[0])

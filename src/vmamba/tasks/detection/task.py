@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vmamba.checkpoints.openmmlab import kind_of
-from vmamba.checkpoints.reading import read_checkpoint
 from vmamba.checkpoints.saving import save_weights
 from vmamba.data.coco import CocoInstances, find_split
 from vmamba.data.dense_transforms import detection_evaluation, detection_training
@@ -24,7 +21,7 @@ from vmamba.data.grouping import AspectGroupedLoader
 from vmamba.data.loader import IndexedLoader
 from vmamba.data.summary import DataSummary
 from vmamba.errors import CheckpointError
-from vmamba.tasks.dense.backbone import backbone_config, load_backbone
+from vmamba.tasks.dense.backbone import backbone_config, job_checkpoint, load_backbone
 from vmamba.tasks.dense.checkpoint import load_detector
 from vmamba.tasks.detection.average_precision import as_results, average_precision
 from vmamba.tasks.detection.mask_rcnn import PAD_MULTIPLE, MaskRCNN, MaskRCNNConfig
@@ -162,11 +159,9 @@ class Detection:
 
     def build_model(self) -> nn.Module:
         job, options = self.job, self.options
-        if job.checkpoint is not None and kind_of(read_checkpoint(job.checkpoint, job.weights)) != "classification":
-            found = load_detector(job.checkpoint, job.model, weights=job.weights)
-            backbone = dataclasses.replace(found.config.backbone, **job.model_options)
-            model = MaskRCNN(dataclasses.replace(found.config, backbone=backbone))
-            model.load_state_dict(found.state_dict())
+        checkpoint = job_checkpoint(job)
+        if checkpoint is not None and checkpoint.task != "classification":
+            model = load_detector(checkpoint, job.model, backbone_options=job.model_options)
             if not options.keep_head:
                 model.reset_classes(self.labels)
             elif len(model.config.classes) != len(self.labels):
@@ -176,7 +171,7 @@ class Detection:
                 )
             return model
         config = MaskRCNNConfig(
-            backbone_config(job),
+            backbone_config(job, checkpoint),
             self.labels,
             options.channels,
             options.box_channels,
@@ -185,7 +180,7 @@ class Detection:
             options.samples,
         )
         model = MaskRCNN(config)
-        load_backbone(model.backbone, job)
+        load_backbone(model.backbone, job, checkpoint)
         return model
 
     def train_loader(self) -> Loader:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,15 +11,13 @@ from typing import Any, ClassVar, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from vmamba.checkpoints.openmmlab import kind_of
-from vmamba.checkpoints.reading import read_checkpoint
 from vmamba.checkpoints.saving import save_weights
 from vmamba.data.ade20k import SceneParsing
 from vmamba.data.dense_transforms import segmentation_training
 from vmamba.data.loader import IndexedLoader
 from vmamba.data.summary import DataSummary
 from vmamba.errors import CheckpointError
-from vmamba.tasks.dense.backbone import backbone_config, load_backbone
+from vmamba.tasks.dense.backbone import backbone_config, job_checkpoint, load_backbone
 from vmamba.tasks.dense.checkpoint import load_segmenter
 from vmamba.tasks.protocol import Job, Loader, Metric
 from vmamba.tasks.segmentation.inference import Inference, segment
@@ -137,11 +134,9 @@ class Segmentation:
 
     def build_model(self) -> nn.Module:
         job, options = self.job, self.options
-        if job.checkpoint is not None and kind_of(read_checkpoint(job.checkpoint, job.weights)) != "classification":
-            found = load_segmenter(job.checkpoint, job.model, weights=job.weights)
-            backbone = dataclasses.replace(found.config.backbone, **job.model_options)
-            model = UperNet(dataclasses.replace(found.config, backbone=backbone))
-            model.load_state_dict(found.state_dict())
+        checkpoint = job_checkpoint(job)
+        if checkpoint is not None and checkpoint.task != "classification":
+            model = load_segmenter(checkpoint, job.model, backbone_options=job.model_options)
             if not options.keep_head:
                 model.reset_classes(self.labels)
             elif len(model.config.classes) != len(self.labels):
@@ -150,9 +145,11 @@ class Segmentation:
                     "train fresh classes (keep_head: false), or give the data that it was trained on"
                 )
         else:
-            config = UperNetConfig(backbone_config(job), self.labels, options.channels, options.auxiliary_channels)
+            config = UperNetConfig(
+                backbone_config(job, checkpoint), self.labels, options.channels, options.auxiliary_channels
+            )
             model = UperNet(config)
-            load_backbone(model.vmamba, job)
+            load_backbone(model.vmamba, job, checkpoint)
         # Statistics are taken over all processes, as in the published training (SyncBN).
         synchronised = job.world_size > 1 and torch.cuda.is_available()
         return nn.SyncBatchNorm.convert_sync_batchnorm(model) if synchronised else model
