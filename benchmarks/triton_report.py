@@ -35,11 +35,11 @@ from triton.compiler import ASTSource
 
 from vmamba.model.variants import VARIANTS
 from vmamba.ops.backends.triton import depthwise_silu as depthwise_kernels
-from vmamba.ops.backends.triton import selective_scan as selective_kernels
-from vmamba.ops.backends.triton import selective_scan_backward as selective_backward_kernels
-from vmamba.ops.backends.triton import ss2d_scan as ss2d_kernels
-from vmamba.ops.backends.triton import ss2d_scan_backward as ss2d_backward_kernels
-from vmamba.ops.backends.triton import tiles
+from vmamba.ops.backends.triton import launch as launching
+from vmamba.ops.backends.triton import selective_backward as selective_backward_kernels
+from vmamba.ops.backends.triton import selective_forward as selective_kernels
+from vmamba.ops.backends.triton import ss2d_backward as ss2d_backward_kernels
+from vmamba.ops.backends.triton import ss2d_forward as ss2d_kernels
 from vmamba.progress import progress_bar
 
 TARGETS = {
@@ -167,7 +167,7 @@ def recorded() -> Iterator[list[Launch]]:
         yield launches
     finally:
         for module in MODULES:
-            module.launch = tiles.launch
+            module.launch = launching.launch
 
 
 def different_launches(cases: list[str]) -> list[Launch]:
@@ -189,7 +189,7 @@ def compiled(launch: Launch, target: str) -> dict[str, Any]:
     kernel = getattr(importlib.import_module(launch.module), launch.kernel)
     place = {parameter.name: (i,) for i, parameter in enumerate(kernel.params)}
     constants = dict(launch.constants)
-    if target.startswith("gfx"):  # as `tiles.product_precision` has it on AMD's GPUs
+    if target.startswith("gfx"):  # as `launch.product_precision` has it on AMD's GPUs
         constants |= {name: "ieee" for name in ("PRECISION", "GRADIENT") if name in constants}
     source = ASTSource(
         kernel,
@@ -198,7 +198,7 @@ def compiled(launch: Launch, target: str) -> dict[str, Any]:
         {place[name]: [["tt.divisibility", 16]] for name in launch.aligned},
     )
     warps = max(1, launch.warps * 32 // TARGETS[target].warp_size)
-    options = {"num_warps": warps, "enable_fp_fusion": True}
+    options = {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": True}
     built = triton.compile(source, target=TARGETS[target], options=options)
     return {
         "kernel": launch.label,
@@ -262,7 +262,7 @@ def main() -> int:
     parser.add_argument("--parts", nargs="+", metavar="PART", help='such as "stage 1"; default: all')
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    if tiles.INTERPRETED:
+    if launching.INTERPRETED:
         parser.error("TRITON_INTERPRET is set; nothing is compiled in the interpreter")
     launches = different_launches(options.cases)
     if options.kernels:

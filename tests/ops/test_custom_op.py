@@ -10,7 +10,22 @@ import pytest
 
 pytest.importorskip("triton")
 
-# In a process of its own: in Triton's interpreter there are no kernels to be seen.
+
+def run(script: str) -> str:
+    """What a script prints in a process of its own: in Triton's interpreter there are no kernels to be seen."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [
+        sys.executable,
+        "-W",
+        "ignore::UserWarning",
+        "-c",
+        script,
+    ]  # Dynamo's, about functools.cache
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
 TRACE = """
 import torch
 from torch._functorch.aot_autograd import aot_function
@@ -62,7 +77,57 @@ cpu sequence kernels 0 operators 1
 
 
 def test_compiled_graphs_hold_the_kernels() -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    result = subprocess.run([sys.executable, "-c", TRACE], capture_output=True, text=True, env=environment, check=False)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == EXPECTED
+    assert run(TRACE) == EXPECTED
+
+
+ONE_GRAPH = """
+import torch, vmamba
+from torch._dynamo.testing import CompileCounter
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+counter = CompileCounter()
+model = vmamba.create_model("vmamba_tiny_s1l8", device="meta")
+with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+    model = model.to_empty(device="cuda").eval()
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    compiled(torch.empty(2, 3, 224, 224, device="cuda"))
+    with vmamba.ops.use_backend("chunked"):  # another graph, not the one that was there
+        compiled(torch.empty(2, 3, 224, 224, device="cuda"))
+print(counter.frame_count)
+"""
+
+
+def test_a_model_on_a_gpu_is_one_graph_for_each_backend() -> None:
+    assert run(ONE_GRAPH) == "2\n"
+
+
+# On the CPU, where the operator stays in the graph: the caches' keys are made in the same way.
+CACHES = """
+from contextlib import nullcontext
+import torch
+from torch._inductor.utils import fresh_cache
+from vmamba.ops import ss2d_scan, use_backend
+from vmamba.ops.backends.triton.sources import marker
+
+image = [torch.rand(s) for s in ((1, 3, 4, 8), (1, 3, 4, 4, 6), (4, 8, 4), (4, 8, 1), (4, 8), (4, 8))]
+
+def compile(label, backend=nullcontext()):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    with backend:
+        torch.compile(ss2d_scan)(*image)
+    found = torch._dynamo.utils.counters["aot_autograd"]
+    print(label, found["autograd_cache_hit"])
+
+with fresh_cache():
+    compile("first")
+    compile("again")
+    compile("another backend", use_backend("chunked"))
+    marker.fn.__globals__["SOURCES"] = "edited"
+    compile("edited")
+    compile("again")
+"""
+
+
+def test_an_edited_kernel_or_another_backend_never_comes_from_a_cache() -> None:
+    assert run(CACHES) == "first 0\nagain 1\nanother backend 0\nedited 0\nagain 1\n"

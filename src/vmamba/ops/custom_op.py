@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import CustomOpDef
 
-from vmamba.ops.backends import BACKENDS, select
-from vmamba.ops.private_torch import FakeTensor, FunctionalTensor, FunctionalTensorMode, is_exporting_triton
+from vmamba.ops.backends import BACKENDS, select, unavailable
+from vmamba.ops.private_torch import (
+    FakeTensor,
+    FunctionalTensor,
+    FunctionalTensorMode,
+    is_exporting_triton,
+    register_cache_key,
+)
 
 _TRACED = (Tensor, FakeTensor, FunctionalTensor)
 
@@ -43,6 +49,7 @@ def define(name: str, schema: str, run: Callable[..., Any]) -> CustomOpDef:
                 return run(*args, **kwargs)
         return mode.__torch_dispatch__(op, types, args, kwargs)
 
+    register_cache_key(f"vmamba::{name}", _Sources())
     if FunctionalTensorMode is not None:
         operator.register_torch_dispatch(FunctionalTensorMode, trace)
     return operator
@@ -51,3 +58,16 @@ def define(name: str, schema: str, run: Callable[..., Any]) -> CustomOpDef:
 def _asked(args: tuple[Any, ...]) -> str | None:
     """The backend that an operator's last operand names."""
     return next((arg for arg in args[-1:] if isinstance(arg, str) and arg in BACKENDS), None)
+
+
+class _Sources:
+    """What the key of a compiled graph in PyTorch's caches holds for an operator, whose kernels the graph holds.
+
+    Looked up when asked for: importing vmamba does not import triton.
+    """
+
+    def __iter__(self) -> Iterator[Any]:
+        if unavailable("triton") is None:
+            from vmamba.ops.backends.triton.sources import marker
+
+            yield from [marker] if hasattr(marker, "src") else []  # the interpreter has no sources and no caches

@@ -7,7 +7,7 @@ convenience, never a wrong result and never the import of the package.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -44,6 +44,19 @@ def is_exporting_triton() -> bool:
     tracer = sys.modules.get("torch.export._trace")  # not loaded: nothing is exported
     asked = getattr(tracer, "custom_triton_ops_decomposition_disabled", None)
     return torch.compiler.is_exporting() if asked is None else asked()
+
+
+def register_cache_key(operator: str, kernels: Iterable[Any]) -> None:
+    """Put the sources of kernels into the keys of AOTAutograd's cache for graphs with an operator, ``"vmamba::name"``.
+
+    What ``torch.library.triton_op`` does for the kernels that it finds in its function. Where it is missing, graphs of
+    the cache outlive an edit of the kernels until the cache is emptied.
+    """
+    try:
+        from torch._library.triton import triton_ops_to_kernels
+    except ImportError:
+        return
+    triton_ops_to_kernels[operator] = kernels  # type: ignore[assignment]
 
 
 def is_known(condition: Any) -> bool:

@@ -37,7 +37,7 @@ def test_the_kernels_fit_into_registers(case: str, part: str, kernels: int) -> N
 
 TOO_LARGE = """
 import triton_report as report
-from vmamba.ops.backends.triton import selective_scan_backward as selective_backward_kernels
+from vmamba.ops.backends.triton import selective_backward as selective_backward_kernels
 
 selective_backward_kernels.TILE = (16, 16, 2)
 launches = report.different_launches(["selective_scan, fp32"])

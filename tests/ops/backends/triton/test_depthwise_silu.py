@@ -18,16 +18,16 @@ from vmamba.layers.ss2d import SS2D
 from vmamba.model.config import VMambaConfig
 from vmamba.ops import depthwise_silu
 from vmamba.ops.backends.triton import depthwise_silu as depthwise_kernels
-from vmamba.ops.backends.triton import tiles
+from vmamba.ops.backends.triton.launch import INTERPRETED
 
 operator = sys.modules["vmamba.ops.depthwise_silu"]  # the package has a function of that name
-DEVICE = "cpu" if tiles.INTERPRETED else "cuda"
+DEVICE = "cpu" if INTERPRETED else "cuda"
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 6e-3, torch.float16: 1e-3}
 
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    if tiles.INTERPRETED:
+    if INTERPRETED:
         monkeypatch.setattr(depthwise_kernels, "TILE", (4, 4, 1))
 
 

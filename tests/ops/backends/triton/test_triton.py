@@ -19,13 +19,13 @@ triton = pytest.importorskip("triton")
 
 from support.interpreter import scan_whole_slices  # noqa: E402
 from vmamba.ops.backends import triton as kernels  # noqa: E402
-from vmamba.ops.backends.triton import selective_scan as selective_kernels  # noqa: E402
-from vmamba.ops.backends.triton import selective_scan_backward as selective_backward_kernels  # noqa: E402
-from vmamba.ops.backends.triton import ss2d_scan as ss2d_kernels  # noqa: E402
-from vmamba.ops.backends.triton import ss2d_scan_backward as ss2d_backward_kernels  # noqa: E402
-from vmamba.ops.backends.triton import tiles  # noqa: E402
+from vmamba.ops.backends.triton import selective_backward as selective_backward_kernels  # noqa: E402
+from vmamba.ops.backends.triton import selective_forward as selective_kernels  # noqa: E402
+from vmamba.ops.backends.triton import ss2d_backward as ss2d_backward_kernels  # noqa: E402
+from vmamba.ops.backends.triton import ss2d_forward as ss2d_kernels  # noqa: E402
+from vmamba.ops.backends.triton.launch import INTERPRETED  # noqa: E402
 
-DEVICE = "cpu" if tiles.INTERPRETED else "cuda"
+DEVICE = "cpu" if INTERPRETED else "cuda"
 # One patch, a row of patches, several both ways, with a remainder.
 GRIDS = [(1, 1), (3, 4), (1, 9), (5, 6)]
 # Storage rounds x once on the way in and y once on the way out; gradients collect several such roundings.
@@ -35,7 +35,7 @@ TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
 @pytest.fixture(autouse=True)
 def triton_answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Patches and blocks small enough for images of a few tokens to need several."""
-    if tiles.INTERPRETED:
+    if INTERPRETED:
         monkeypatch.setattr(ss2d_kernels, "tile", lambda *sizes: ({"P": 4, "BLOCK": 4}, 1))
         monkeypatch.setattr(ss2d_kernels, "CHAIN", (2, 2))
         monkeypatch.setattr(ss2d_backward_kernels, "TILE", (4, 4, 1))

@@ -1,8 +1,9 @@
 """The scans in Triton, for GPUs of NVIDIA, AMD and Intel. Compiled when first used; nothing is built at install.
 
-The kernels are in `ss2d_scan`, `selective_scan` and their `_backward`. They keep state, Δ and sums in float32 for
-float32, bfloat16 and float16 storage; float64 is left to `chunked`. The backward pass recomputes the states, and adds
-partial sums in a fixed order instead of using atomics: the same inputs give the same gradients, bit for bit.
+The kernels are in `ss2d_forward`, `ss2d_backward`, `selective_forward`, `selective_backward` and `depthwise_silu`. They
+keep state, Δ and sums in float32 for float32, bfloat16 and float16 storage; float64 is left to `chunked`. The backward
+pass recomputes the states, and adds partial sums in a fixed order instead of using atomics: the same inputs give the
+same gradients, bit for bit.
 
 Under ``TRITON_INTERPRET=1`` the same kernels run, slowly, on CPU tensors. That is how they are tested without a GPU.
 """
@@ -14,11 +15,11 @@ import triton
 from torch import Tensor
 
 from vmamba.ops.backends import chunked
-from vmamba.ops.backends.triton import selective_scan as selective_kernels
-from vmamba.ops.backends.triton import selective_scan_backward as selective_backward_kernels
-from vmamba.ops.backends.triton import ss2d_scan as ss2d_kernels
-from vmamba.ops.backends.triton import ss2d_scan_backward as ss2d_backward_kernels
-from vmamba.ops.backends.triton.tiles import INTERPRETED
+from vmamba.ops.backends.triton import selective_backward as selective_backward_kernels
+from vmamba.ops.backends.triton import selective_forward as selective_kernels
+from vmamba.ops.backends.triton import ss2d_backward as ss2d_backward_kernels
+from vmamba.ops.backends.triton import ss2d_forward as ss2d_kernels
+from vmamba.ops.backends.triton.launch import INTERPRETED
 from vmamba.ops.operands import SelectiveScanGradients, SelectiveScanOperands, SS2DGradients, SS2DOperands
 
 

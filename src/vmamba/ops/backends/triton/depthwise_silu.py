@@ -21,7 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vmamba.ops.backends.triton.tiles import launch, sigmoid
+from vmamba.ops.backends.triton.launch import launch
+from vmamba.ops.backends.triton.tiles import sigmoid
 
 #: Tokens of a row and channels that a program holds, and its warps.
 TILE = (16, 64, 8)

@@ -1,4 +1,4 @@
-"""What the GPU kernels share: softplus, affine maps and their scans, the patches of an image, launching.
+"""What the GPU kernels share: softplus, affine maps and their scans, the patches of an image.
 
 A *tile* is ``[P steps, P lines, BLOCK channels]`` of float32: P × P tokens, each line of them consecutive on a route.
 There is one thread for every line and channel, and the steps of a line stay within a thread, so that a scan along them
@@ -14,20 +14,10 @@ steps, over the lines of a tile, or over the tiles of an image needs.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
-from torch.library import wrap_triton
 
-#: Whether kernels run in Triton's interpreter, on CPU tensors: decided by TRITON_INTERPRET=1 before triton is imported.
-INTERPRETED: bool = triton.knobs.runtime.interpret
+from vmamba.ops.backends.triton.launch import INTERPRETED
 
 LOG2E = tl.constexpr(1.4426950408889634)
 WIDE = tl.constexpr(INTERPRETED)
@@ -223,33 +213,3 @@ def project(
         if r.dtype != tl.float32:
             z = _product(r, (w - high.to(tl.float32)).to(r.dtype), z, PRECISION)
     return tl.reshape(z, (P, P, BLOCK))
-
-
-def launch(kernel: Any, grid: tuple[int, ...], operands: Sequence[Any], warps: int, **constants: Any) -> None:
-    """Run a kernel, or record it where the operands are being traced. The warps are of 32 threads."""
-    kind = type(next(t for t in operands if isinstance(t, Tensor)))
-    if INTERPRETED:
-        if not issubclass(kind, FakeTensor):
-            kernel[grid](*operands, **constants)
-        return
-    options = {"num_warps": max(1, warps * 32 // _lanes())}
-    if issubclass(kind, (FakeTensor, FunctionalTensor)):
-        wrap_triton(kernel)[grid](*operands, **constants, **options)
-    else:  # the default of fusing changes between versions, about which Triton 3.9 warns
-        kernel[grid](*operands, **constants, **options, enable_fp_fusion=True)
-
-
-@functools.cache
-def _lanes() -> int:
-    """Threads of a warp."""
-    return torch.cuda.get_device_properties().warp_size if torch.version.hip else 32
-
-
-def product_precision(dtype: torch.dtype) -> str:
-    """How products of float32 factors are computed beside storage of `dtype`, where half precision does not do.
-
-    On NVIDIA's tensor cores in TF32, or as three products of TF32 parts where the result is stored in float32.
-    """
-    if INTERPRETED or not torch.version.cuda:
-        return "ieee"
-    return "tf32x3" if dtype == torch.float32 else "tf32"

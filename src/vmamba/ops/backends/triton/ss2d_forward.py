@@ -29,6 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vmamba.ops.backends.triton.launch import launch, product_precision
 from vmamba.ops.backends.triton.tiles import (
     LOG2E,
     RANKS,
@@ -36,10 +37,8 @@ from vmamba.ops.backends.triton.tiles import (
     final,
     flat_tokens,
     in_tile,
-    launch,
     line_starts,
     patch_tokens,
-    product_precision,
     project,
     softplus,
     states,

@@ -30,17 +30,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vmamba.ops.backends.triton import ss2d_scan as ss2d_kernels
+from vmamba.ops.backends.triton import ss2d_forward as ss2d_kernels
+from vmamba.ops.backends.triton.launch import launch, product_precision
 from vmamba.ops.backends.triton.tiles import (
     LOG2E,
     RANKS,
     flat_tokens,
     in_tile,
-    launch,
     line_starts,
     load_rank,
     load_weight,
-    product_precision,
     project,
     softplus,
     softplus_slope,

@@ -15,8 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vmamba.ops.backends.triton.selective_scan import block_of, chunk_states, chunk_tokens, edges, step_size
-from vmamba.ops.backends.triton.tiles import LOG2E, launch, softplus_slope, states, through
+from vmamba.ops.backends.triton.launch import launch
+from vmamba.ops.backends.triton.selective_forward import block_of, chunk_states, chunk_tokens, edges, step_size
+from vmamba.ops.backends.triton.tiles import LOG2E, softplus_slope, states, through
 
 #: Side of a tile, channels of a block at most, and warps: one thread for every line and channel. Larger tiles spill.
 TILE = (8, 16, 4)

@@ -16,12 +16,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vmamba.ops.backends.triton import ss2d_scan as ss2d_kernels
+from vmamba.ops.backends.triton import ss2d_forward as ss2d_kernels
+from vmamba.ops.backends.triton.launch import launch
 from vmamba.ops.backends.triton.tiles import (
     LOG2E,
     before,
     final,
-    launch,
     softplus,
     through,
 )
