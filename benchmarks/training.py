@@ -20,11 +20,14 @@ from PIL import Image
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from vmamba.tasks.classification.task import ImageBatch
+from vmamba.tasks.classification.task import Classification, ImageBatch
 from vmamba.training.distributed import Processes
-from vmamba.training.loop import Run
+from vmamba.training.interruption import StopRequests
+from vmamba.training.loop import Run, job_of, train
 from vmamba.training.optimizer import build_optimizer, build_schedule
 from vmamba.training.recipe import load_recipe
+from vmamba.training.run_folder import RunFolder
+from vmamba.training.trainer import Trainer
 from vmamba.zoo import create_model
 
 STEPS, BATCH, SIZE, CLASSES = 10, 32, 64, 10
@@ -70,10 +73,12 @@ def overhead(folder: Path, rounds: int) -> dict[str, object]:
     write_photographs(data, 400)
     overrides = {"data": str(data), "model": "vmamba_pico", "batch_size": BATCH, "image_size": SIZE, "workers": 0}
     recipe = load_recipe("scratch", {**overrides, "num_classes": CLASSES, "epochs": 10_000})
-    run = Run(recipe, folder / "run", Processes(CPU))
-    run.train_loader, run.steps_per_epoch = InMemory(), STEPS
-    run._start_logs()
-    run.model.train()
+    trainer = Trainer(Classification(job_of(recipe, Processes(CPU)), recipe.options), recipe, Processes(CPU))
+    trainer.train_loader, trainer.steps_per_epoch = InMemory(), STEPS
+    run_folder = RunFolder(folder / "run", recipe.keep)
+    run_folder.path.mkdir()
+    run = Run(trainer, run_folder, StopRequests())
+    trainer.start()
 
     model = create_model("vmamba_pico", num_classes=CLASSES, **recipe.model_options).train()
     optimizer = build_optimizer(model, recipe)
@@ -82,8 +87,8 @@ def overhead(folder: Path, rounds: int) -> dict[str, object]:
     held, step = InMemory().held, 0
 
     def engine() -> None:
-        run.position.step_in_epoch = 0
-        run._epoch(None)
+        trainer.position.step_in_epoch = 0
+        run._epoch()
 
     def bare() -> None:
         nonlocal step
@@ -114,10 +119,10 @@ def waiting(folder: Path, workers: int) -> dict[str, object]:
     overrides = {"data": str(data), "model": "vmamba_pico", "image_size": 96, "workers": workers, "epochs": 2}
     recipe = load_recipe("scratch", {**overrides, "warmup_epochs": 0, "auto_augment": "rand-m9-mstd0.5-inc1"})
     output = folder / f"workers{workers}"
-    Run(recipe, output, Processes(CPU)).fit()
+    train(recipe, output, Processes(CPU))
     with (output / "steps.csv").open() as file:
         last = list(csv.DictReader(file))[-1]
-    rate, share = float(last["images_per_second"]), float(last["wait_share"])
+    rate, share = float(last["images_per_second"]), float(last["data_wait"])
     return {"what": f"loader, {workers} workers", "images/s": f"{rate:.0f}", "waiting": f"{share:.1%}"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -146,6 +147,86 @@ def test_damaged_checkpoint(train: Train, fails: Callable[..., str], tmp_path: P
     assert "not the state of a training run; give weights as --checkpoint instead" in line
 
 
+def test_flipped_bit_in_the_newest_checkpoint(train: Train, tmp_path: Path, capsys: Any) -> None:
+    output = tmp_path / "run"
+    assert train(output, "--epochs", 2) == 0
+    newest = sorted((output / "checkpoints").glob("step_*.pt"))[-1]
+    content = bytearray(newest.read_bytes())
+    weights = next(iter(torch.load(newest, weights_only=True)["model"].values())).numpy().tobytes()
+    content[content.index(weights) + 5] ^= 16
+    newest.write_bytes(content)
+    assert train(output, "--epochs", 2, "--resume", "auto") == 0
+    told = capsys.readouterr().out
+    assert f"{newest}: cannot read the checkpoint: its checksum does not fit" in told
+    assert "continuing from step_00000015.pt" in told
+
+
+def test_damaged_tables(train: Train, tmp_path: Path, capsys: Any) -> None:
+    output = tmp_path / "run"
+    assert train(output, "--epochs", 2) == 0
+    for name in ("steps.csv", "epochs.csv"):
+        path = output / name
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join([lines[0], lines[0], *lines[2:]]))
+    assert train(output, "--epochs", 2, "--resume", "auto") == 0
+    told = capsys.readouterr().out
+    for name in ("steps.csv", "epochs.csv"):
+        assert f"{output / name}: left out damaged rows (line 2); the file as it was is {name}.damaged" in told
+    assert [int(row["step"]) for row in read_rows(output / "steps.csv")] == list(range(2, 2 * STEPS + 1))
+
+
+def test_validation_fails_after_the_state_is_saved(
+    train: Train, fails: Callable[..., str], own_images: Path, tmp_path: Path
+) -> None:
+    """Once the cause is mended the run goes on where it was, with the validation."""
+    val = own_images / "val"
+    original = {path: path.read_bytes() for path in val.rglob("*.png")}
+    for path in original:
+        path.write_bytes(b"")
+    line = fails("--epochs", 2, output=tmp_path / "run", data=own_images)
+    assert "there was no image to evaluate; epoch 1 is saved; continue with --resume auto" in line
+    assert last_state(tmp_path / "run")["position"] == {
+        "step": STEPS, "epoch": 1, "step_in_epoch": 0, "best": None, "to_validate": True,
+    }  # fmt: skip
+    for path, content in original.items():
+        path.write_bytes(content)
+    assert train(tmp_path / "run", "--epochs", 2, "--resume", "auto", data=own_images) == 0
+    assert [int(row["epoch"]) for row in read_rows(tmp_path / "run" / "epochs.csv")] == [1, 2]
+
+
+def test_names_that_are_not_utf8(train: Train, own_images: Path, tmp_path: Path, capsys: Any) -> None:
+    """A broken image with such a name is reported, and the run goes on."""
+    try:
+        (own_images / "train" / "red" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    assert train(tmp_path / "run", "--epochs", 2, data=own_images) == 0
+    assert "1 images could not be read and were left out" in capsys.readouterr().out
+    assert b"caf\xe9.png" in (tmp_path / "run" / "skipped.txt").read_bytes()
+    assert len(read_rows(tmp_path / "run" / "epochs.csv")) == 2
+
+
+def test_standard_output_is_gone(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("sys.stdout", Closed())
+    assert train(tmp_path / "run", "--epochs", 2) == 0
+    assert len(read_rows(tmp_path / "run" / "epochs.csv")) == 2
+
+
+def test_output_on_a_read_only_file_system(
+    fails: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    line = fails(output=tmp_path / "run")
+    assert line.endswith("run: cannot write here: Read-only file system; name another folder with --output")
+
+
 def test_other_run_in_the_folder(train: Train, fails: Callable[..., str], tmp_path: Path) -> None:
     output = tmp_path / "run"
     assert train(output, "--epochs", 2) == 0
@@ -199,7 +280,10 @@ def test_loss_is_not_finite(
         (("--epochs", "0"), "epochs must be at least 1, got 0"),
         (("--set", "precision=int8"), "precision must be one of auto, float32, bfloat16, float16, got 'int8'"),
         (("--set", "crop_scale=3"), "crop_scale must be a list of 2, got 3"),
-        (("--set", "warmup_epochs=3"), "warmup_epochs (3) must be fewer than epochs (3)"),
+        (
+            ("--set", "warmup_epochs=3"),
+            "warmup_epochs (3) must be fewer than epochs (3); for a run this short: --set warmup_epochs=0.3",
+        ),
         (("--set", "task=clasification"), "unknown task 'clasification'; do you mean 'classification'?"),
         (("--set", "optimizer=adamv"), "optimizer 'adamv'"),
         (("--set", "schedule=kosine"), "schedule 'kosine'"),

@@ -102,12 +102,16 @@ def test_what_a_run_leaves(train: Train, images: Path, tmp_path: Path, capsys: p
     assert told[0].startswith("epoch 1/3 · top1: weights ")
     assert "images/s" in told[0]
     assert "waiting for data" in told[0]
-    assert sorted(p.name for p in (output / "checkpoints").iterdir()) == ["best.pt", f"step_{3 * STEPS:08d}.pt"]
+    assert sorted(p.name for p in (output / "checkpoints").iterdir()) == [
+        "best.pt",
+        f"step_{3 * STEPS:08d}.pt",
+        "validated.json",
+    ]
     assert (output / "curves.png").stat().st_size > 10_000
     assert list((output / "tensorboard").iterdir())
     steps = read_rows(output / "steps.csv")
     assert [int(row["step"]) for row in steps] == list(range(1, 3 * STEPS + 1))
-    assert all(0 <= float(row["wait_share"]) <= 1 for row in steps)
+    assert all(0 <= float(row["data_wait"]) <= 1 for row in steps)
 
     rows = read_rows(output / "epochs.csv")
     best = max(float(row[name]) for row in rows for name in ("top1", "ema_top1"))

@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
-from support.runs import STEPS, assert_identical, last_state, losses, wait_for_step
+from support.runs import STEPS, assert_identical, last_state, losses, read_rows, wait_for_step
 from vmamba.cli.train import INTERRUPTED
+from vmamba.tasks.classification.task import Classification
+from vmamba.training.log import RunLog
 from vmamba.training.loop import Run
+from vmamba.training.trainer import Trainer
 
 Train = Callable[..., int]
 
@@ -61,20 +64,74 @@ def test_terminated(train: Train, launch: Any, uninterrupted: Path, tmp_path: Pa
     same(tmp_path / "run", uninterrupted)
 
 
+def test_two_runs_in_one_folder(
+    train: Train, launch: Any, uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second ends in one line, the first as if there had been none."""
+    process = launch(tmp_path / "run")
+    wait_for_step(process, tmp_path / "run", 2)
+    for arguments in ((), ("--resume", "auto")):
+        assert train(tmp_path / "run", *arguments) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith("run: another vmamba train is writing here; wait for it, or name another --output")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    same(tmp_path / "run", uninterrupted)
+
+
+def test_terminated_before_the_first_step(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Classification, "train_loader", lambda _: signal.raise_signal(signal.SIGTERM))
+    assert train(tmp_path / "run") == INTERRUPTED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "vmamba: stopped before the first step; give the same command again"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("moment", ["_evaluate_candidates", "close"])
+def test_terminated_between_epochs(
+    train: Train, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """While validating: at once, and validated on resuming. While the curves are drawn: the run is done."""
+    owner = Run if moment == "_evaluate_candidates" else RunLog
+    method, calls = getattr(owner, moment), 0
+
+    def warned(self: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2 or moment == "close":
+            signal.raise_signal(signal.SIGTERM)
+        return method(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, moment, warned)
+        assert train(tmp_path / "run") == (0 if moment == "close" else INTERRUPTED)
+    if moment != "close":
+        assert last_state(tmp_path / "run")["position"]["to_validate"]
+        assert len(read_rows(tmp_path / "run" / "epochs.csv")) == 1
+    assert train(tmp_path / "run", "--resume", "auto") == 0
+    same(tmp_path / "run", uninterrupted)
+    rows, others = (read_rows(folder / "epochs.csv") for folder in (tmp_path / "run", uninterrupted))
+    assert [(row["step"], row["top1"], row["ema_top1"]) for row in rows] == [
+        (row["step"], row["top1"], row["ema_top1"]) for row in others
+    ]
+
+
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT], ids=lambda n: n.name)
 def test_warned(
     train: Train, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     """A cluster's warning, and a person's Ctrl-C: here raised inside the eleventh step."""
-    step = Run._step
+    step = Trainer.step
 
-    def warned(run: Run, *arguments: Any) -> Any:
+    def warned(run: Trainer, *arguments: Any) -> Any:
         if run.position.step == 10:
             signal.raise_signal(number)
         return step(run, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_step", warned)
+        patch.setattr(Trainer, "step", warned)
         assert train(tmp_path / "run") == INTERRUPTED
     assert last_state(tmp_path / "run")["position"]["step"] == 11
     assert train(tmp_path / "run", "--resume", "auto") == 0

@@ -20,7 +20,7 @@ from vmamba.cli import (
     shapes,
     train,
 )
-from vmamba.errors import CheckpointError, DownloadError
+from vmamba.errors import VMambaError
 
 COMMANDS = (models, env, predict, detect, segment, check_data, train, evaluate, analyze, convert, shapes, demo)
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         status: int = options.run(options)
-    except (ValueError, CheckpointError, DownloadError, OSError) as error:
+    except (VMambaError, ValueError, OSError) as error:
         print(f"vmamba: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -14,8 +14,9 @@ from torch import nn
 
 from vmamba.cli.arguments import device, positive
 from vmamba.tasks import task_class
-from vmamba.training.distributed import Processes, joined
-from vmamba.training.evaluation import draw_sizes, evaluate
+from vmamba.training.curves import draw_sizes
+from vmamba.training.distributed import Processes, init_distributed
+from vmamba.training.evaluation import evaluate
 from vmamba.training.loop import job_of
 from vmamba.training.optimizer import autocast_dtype
 from vmamba.training.recipe import FINETUNE, Recipe, load_recipe, parse_overrides
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     recipe = dataclasses.replace(recipe, weights="model_ema" if options.ema else recipe.weights)
     recipe = _with_option(recipe, "keep_head", True)
     sizes = options.image_size or [None]
-    with joined(device(options.device)) as processes:
+    with init_distributed(device(options.device)) as processes:
         rows: list[dict[str, float]] = []
         model: nn.Module | None = None
         for size in sizes:

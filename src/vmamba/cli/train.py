@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmamba.cli.arguments import device
-from vmamba.training.distributed import joined, restarted
-from vmamba.training.loop import Interrupted, Run
+from vmamba.training.distributed import init_distributed, restarted
+from vmamba.training.interruption import Interrupted, StopRequests
+from vmamba.training.log import say
+from vmamba.training.loop import train
 from vmamba.training.nonfinite import Diverged
 from vmamba.training.recipe import FINETUNE, SCRATCH, list_recipes, load_recipe, parse_overrides
 
@@ -28,8 +30,10 @@ _RECIPE = f"name or YAML file (default {FINETUNE} with weights to start from, {S
 
 _EPILOG = f"""recipes: {", ".join(list_recipes())}
 
-exit status: 0 done, 2 error, {DIVERGED} the loss is not finite, {INTERRUPTED} stopped by SIGTERM, SIGUSR1 or Ctrl-C
-after saving; the same command with --resume auto continues. On several GPUs or machines:
+exit status: 0 done, 1 a bug, 2 error, {DIVERGED} the loss is not finite, {INTERRUPTED} stopped by SIGTERM, SIGUSR1 or
+Ctrl-C before the first step or after saving (the same command with --resume auto continues), 130 a second Ctrl-C.
+
+On several GPUs or machines:
 torchrun --nproc-per-node 8 -m vmamba train …"""
 
 
@@ -59,6 +63,18 @@ def add_to(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    with StopRequests() as stop:
+        try:
+            return _run(options, stop)
+        except Interrupted as interrupted:
+            print(f"vmamba: {interrupted}", file=sys.stderr)
+            return INTERRUPTED
+        except Diverged as diverged:
+            print(f"vmamba: error: {diverged}", file=sys.stderr)
+            return DIVERGED
+
+
+def _run(options: argparse.Namespace, stop: StopRequests) -> int:
     given = [f"{name}={getattr(options, name)}" for name in _SHORTHANDS if getattr(options, name) is not None]
     given += [f"{name}=true" for name in ("strict", "pretrained") if getattr(options, name)]
     named = {name: getattr(options, name) for name in _NAMES if getattr(options, name) is not None}
@@ -69,17 +85,9 @@ def run(options: argparse.Namespace) -> int:
         return 0
     output = options.output or Path("runs") / name.removesuffix(".yaml")
     resume = options.resume or ("auto" if restarted() else None)
-    with joined(device(options.device)) as processes:
-        try:
-            result = Run(recipe, output, processes, resume).fit()
-        except Interrupted as stop:
-            if processes.first:
-                print(f"vmamba: {stop}", file=sys.stderr)
-            return INTERRUPTED
-        except Diverged as error:
-            print(f"vmamba: error: {error}", file=sys.stderr)
-            return DIVERGED
+    with init_distributed(device(options.device)) as processes:
+        result = train(recipe, output, processes, resume=resume, stop=stop)
     if processes.first:
         best = "never a number" if result.best is None else f"{result.best:.2f}"
-        print(f"best {result.metric.name}: {best}; wrote {', '.join(map(str, result.files)) or 'nothing new'}")
+        say(f"best {result.metric.name}: {best}; wrote {', '.join(map(str, result.files)) or 'nothing new'}")
     return 0

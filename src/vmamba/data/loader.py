@@ -144,9 +144,11 @@ def leave_signals_to_training(_: int) -> None:
     SIGTERM to the process group does not reach a group of its own. Sent to the loader process itself it still ends it,
     as Python's own clean-up at exit needs.
     """
-    os.setpgid(0, 0)
-    for number in (signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+    for name in ("SIGUSR1", "SIGINT"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 class _Position:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -17,8 +17,12 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-#: Modules with fewer parameters than this are sharded together with the module around them.
-LEAST_SHARDED = 100_000
+from vmamba.errors import OptionError, TrainingError, VMambaError
+
+T = TypeVar("T")
+
+#: A smaller module is sharded together with the one around it.
+MIN_SHARDED_PARAMETERS = 100_000
 #: How long processes wait for each other.
 PATIENCE = timedelta(minutes=30)
 
@@ -59,24 +63,48 @@ class Processes:
         dist.all_gather_object(values, value)
         return values
 
-    def from_first(self, value: Any) -> Any:
-        """The value that the first process has."""
+    def broadcast(self, value: T) -> T:
+        """The first process's value, in all of them."""
         if self.size == 1:
             return value
         box = [value]
         dist.broadcast_object_list(box, device=self.device)
         return box[0]
 
+    def on_first(self, work: Callable[[], T]) -> T:
+        """Let the first process work; its result in all of them, or its error.
+
+        Raises:
+            VMambaError: What `work` raises; as `TrainingError` in the other processes.
+            OSError: Likewise.
+        """
+        if self.size == 1:
+            return work()
+        result: T | None = None
+        error: Exception | None = None
+        if self.first:
+            try:
+                result = work()
+            except (VMambaError, OSError) as caught:
+                error = caught
+        problem, result = self.broadcast((None if error is None else str(error), result))
+        if error is not None:
+            raise error
+        if problem is not None:
+            raise TrainingError(problem)
+        return cast(T, result)
+
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[Processes]:
+def init_distributed(device: torch.device) -> Iterator[Processes]:
     """Join the processes that torchrun started, if it did.
 
     Args:
         device: Kind of device; with several GPUs each process takes the one of its local rank.
 
     Raises:
-        ValueError: If torchrun started more processes on this machine than it has GPUs.
+        OptionError: If torchrun started more processes on this machine than it has GPUs.
+        TrainingError: If the first process cannot be reached.
     """
     size, rank, local = (int(os.environ.get(name, usual)) for name, usual in _ENVIRONMENT)
     if "WORLD_SIZE" not in os.environ:
@@ -84,7 +112,7 @@ def joined(device: torch.device) -> Iterator[Processes]:
         return
     if device.type == "cuda":
         if local >= torch.cuda.device_count():
-            raise ValueError(f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}")
+            raise OptionError(f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -118,7 +146,7 @@ def _unused(store: dist.Store, rank: int, size: int) -> dist.Store:
             if len(answers) == size and answers[rank] == mine:
                 return dist.PrefixStore(part, store)
         time.sleep(0.05)
-    raise ValueError("the first process of the run did not come")
+    raise TrainingError("the first process of the run did not answer; is it running, and its address reachable?")
 
 
 _ENVIRONMENT = (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
@@ -138,11 +166,11 @@ def distribute(model: nn.Module, how: str, processes: Processes) -> nn.Module:
         processes: Who takes part.
 
     Raises:
-        ValueError: For ``"fsdp"`` without torchrun.
+        OptionError: For ``"fsdp"`` without torchrun.
     """
     if how == "fsdp":
         if not dist.is_initialized():
-            raise ValueError("distribution: fsdp needs several processes; launch with torchrun")
+            raise OptionError("distribution: fsdp needs several processes; launch with torchrun")
         shard(model)
         return model
     if processes.size == 1:
@@ -155,7 +183,9 @@ def shard(model: nn.Module) -> None:
     """FSDP2, in place: one group of parameters per block of a sequence of blocks, one for the rest."""
     blocks = [b for m in model.modules() if isinstance(m, (nn.Sequential, nn.ModuleList)) for b in m.children()]
     for block in reversed(blocks):  # inner ones first
-        if sum(p.numel() for p in block.parameters()) >= LEAST_SHARDED and not isinstance(block, nn.ModuleList):
+        if sum(p.numel() for p in block.parameters()) >= MIN_SHARDED_PARAMETERS and not isinstance(
+            block, nn.ModuleList
+        ):
             fully_shard(block)
     fully_shard(model)
 

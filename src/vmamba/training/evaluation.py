@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -62,33 +62,3 @@ def evaluate(
 def autocast(device: torch.device, dtype: torch.dtype | None) -> Any:
     """Matrix products in `dtype`; nothing for None."""
     return torch.autocast(device.type, dtype) if dtype is not None else nullcontext()
-
-
-def draw_sizes(rows: Sequence[Mapping[str, float]], metric: str, path: Path) -> Path | None:
-    """Draw a metric and the throughput over the side of the input; None without matplotlib.
-
-    Args:
-        rows: With ``image_size``, ``images_per_second`` and the metric.
-        metric: Its name.
-        path: The picture.
-    """
-    try:
-        import matplotlib
-    except ImportError:
-        return None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    sizes = [row["image_size"] for row in rows]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
-    left.plot(sizes, [row[metric] for row in rows], "o-", color="#0072B2")
-    left.set(ylabel=metric, title="the same weights at other input sizes")
-    right.plot(sizes, [row["images_per_second"] for row in rows], "o-", color="#D55E00")
-    right.set(ylabel="images/s, loading included", title="throughput", yscale="log")
-    for axis in (left, right):
-        axis.set(xlabel="side of the input, pixels", xticks=sizes)
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path

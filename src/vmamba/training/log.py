@@ -1,52 +1,127 @@
-"""What a run leaves for people: tables (CSV), TensorBoard, a picture of the learning curves."""
+"""What a run tells people: lines, a progress bar, tables, TensorBoard."""
 
 from __future__ import annotations
 
-import csv
-import os
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 
-class Table:
-    """A CSV file that grows row by row and survives an interruption.
+from vmamba.progress import progress_bar
+from vmamba.terminal import printable
+from vmamba.training.curves import draw_curves
+from vmamba.training.tables import Table
+from vmamba.training.trainer import Trainer
+
+
+class SilentLog:
+    """The log of all processes but the first: nothing is written."""
+
+    def bar(self) -> AbstractContextManager[Any]:
+        """Show the progress of training."""
+        return nullcontext()
+
+    def waiting(self) -> AbstractContextManager[Any]:
+        """Count time as spent waiting for data."""
+        return nullcontext()
+
+    def step(self, losses: Mapping[str, float]) -> None:
+        """Show a step, and write a row about every few."""
+
+    def validation(self, results: Mapping[str, float]) -> None:
+        """Write and print the results of a validation."""
+
+    def skipped(self, names: Sequence[str]) -> None:
+        """List unreadable images in ``skipped.txt``, and say so each time there are new ones."""
+
+    def close(self) -> list[Path]:
+        """Finish; the pictures that were drawn."""
+        return []
+
+
+class RunLog(SilentLog):
+    """``steps.csv``, ``epochs.csv``, ``skipped.txt``, TensorBoard's files, and what is printed.
 
     Args:
-        path: The file. Rows of an earlier part of the run are kept up to `step`, those after it are dropped.
-        step: Optimiser steps done.
+        folder: Of the run.
+        trainer: Where it begins or continues.
     """
 
-    def __init__(self, path: Path, step: int = 0) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [row for row in read_table(path) if int(row["step"]) <= step] if step else []
-        self.columns = list(rows[0]) if rows else []
-        temporary = path.with_name(f".{path.name}.new")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            if rows:
-                writer = csv.DictWriter(file, self.columns, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
-        os.replace(temporary, path)
+    def __init__(self, folder: Path, trainer: Trainer) -> None:
+        self.folder, self.trainer = folder, trainer
+        position, recipe = trainer.position, trainer.recipe
+        self._rate = self._wait = 0.0
+        self._skipped = 0
+        self._restart_clock()
+        validated = position.step - 1 if position.to_validate else position.step
+        self._steps, self._epochs = Table(folder / "steps.csv", position.step), Table(folder / "epochs.csv", validated)
+        for table in (self._steps, self._epochs):
+            if table.problem is not None:
+                say(table.problem)
+        self._board = TensorBoard(folder / "tensorboard", position.step)
+        self._bar = progress_bar("images")
+        total = recipe.epochs * trainer.steps_per_epoch * recipe.batch_size
+        self._task = self._bar.add_task("training", total=total, completed=position.step * recipe.batch_size)
 
-    def add(self, row: Mapping[str, float]) -> None:
-        """Append a row; the first one names the columns, later ones may leave some out."""
-        first = not self.columns
-        self.columns = self.columns or list(row)
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.columns, lineterminator="\n", extrasaction="ignore")
-            if first:
-                writer.writeheader()
-            writer.writerow({name: f"{value:.8g}" for name, value in row.items()})
+    @contextmanager
+    def bar(self) -> Iterator[None]:
+        self._restart_clock()
+        with self._bar:
+            yield
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
 
-def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a `Table`; none where there is no file."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    def step(self, losses: Mapping[str, float]) -> None:
+        position, recipe = self.trainer.position, self.trainer.recipe
+        last = position.step_in_epoch == self.trainer.steps_per_epoch
+        memory = memory_gb(self.trainer.processes.device)
+        self._images += recipe.batch_size
+        text = f"epoch {position.epoch + 1}/{recipe.epochs} loss {losses['loss']:.3f} {memory:.1f} GB"
+        self._bar.update(self._task, advance=recipe.batch_size, description=text)
+        if position.step > 1 and position.step % recipe.log_every and not last:
+            return
+        elapsed = max(time.perf_counter() - self._start, 1e-9)
+        self._rate, self._wait = self._images / elapsed, self._waited / elapsed
+        self._restart_clock()
+        rates = {"images_per_second": self._rate, "data_wait": self._wait, "memory_gb": memory}
+        values = {**losses, "lr": self.trainer.lr, **rates}
+        epoch = position.epoch + position.step_in_epoch / self.trainer.steps_per_epoch
+        self._steps.add({"step": position.step, "epoch": epoch, **values})
+        self._board.add("training", values, position.step)
+
+    def validation(self, results: Mapping[str, float]) -> None:
+        position, metric = self.trainer.position, self.trainer.task.metric.name
+        self._epochs.add({"step": position.step, "epoch": position.epoch, **results})
+        self._board.add("validation", results, position.step)
+        headline = f"weights {results[metric]:.2f}"
+        if f"ema_{metric}" in results:
+            headline += f", average of weights {results[f'ema_{metric}']:.2f}"
+        rate = f" · {self._rate:,.0f} images/s, {self._wait:.0%} of the time waiting for data" if self._rate else ""
+        say(f"epoch {position.epoch}/{self.trainer.recipe.epochs} · {metric}: {headline}{rate}")
+
+    def skipped(self, names: Sequence[str]) -> None:
+        if len(names) > self._skipped:
+            path = self.folder / "skipped.txt"
+            with path.open("w", encoding="utf-8", errors="surrogateescape") as file:
+                file.writelines(f"{name}\n" for name in names)
+            say(f"vmamba: {len(names)} images could not be read and were left out; they are listed in {path}")
+        self._skipped = len(names)
+
+    def close(self) -> list[Path]:
+        self._board.close()
+        picture = draw_curves(self.folder, self.trainer.task.metric.name)
+        return [picture] if picture else []
+
+    def _restart_clock(self) -> None:
+        self._images, self._waited, self._start = 0, 0.0, time.perf_counter()
 
 
 class TensorBoard:
@@ -58,64 +133,40 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, step: int = 0) -> None:
-        self.writer: Any = None
+        self._writer: Any = None
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             return
-        self.writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
     def add(self, group: str, values: Mapping[str, float], step: int) -> None:
-        if self.writer is not None:
+        if self._writer is not None:
             for name, value in values.items():
-                self.writer.add_scalar(f"{group}/{name}", value, step)
+                self._writer.add_scalar(f"{group}/{name}", value, step)
 
     def close(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
-def draw_curves(folder: Path, metric: str) -> Path | None:
-    """Draw ``curves.png`` from ``steps.csv`` and ``epochs.csv``; None without matplotlib.
+def say(text: str) -> None:
+    """Print a line; a name that the terminal cannot show, or a reader that has gone, ends no run."""
+    line = printable(text)
+    with suppress(OSError):
+        try:
+            print(line, flush=True)
+        except UnicodeEncodeError:
+            print(line.encode("ascii", "backslashreplace").decode(), flush=True)
 
-    Args:
-        folder: Of the run.
-        metric: Name of the headline.
-    """
+
+def memory_gb(device: torch.device) -> float:
+    """Peak memory so far, GiB: of the GPU, or of this process; NaN on systems that do not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
     try:
-        import matplotlib
-    except ImportError:
-        return None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    steps, epochs = read_table(folder / "steps.csv"), read_table(folder / "epochs.csv")
-    if not steps or not epochs:
-        return None
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-    when = [float(row["epoch"]) for row in steps]
-    left.plot(when, _column(steps, "loss"), color="#0072B2", linewidth=1, label="training")
-    if "loss" in epochs[0]:
-        left.plot(_column(epochs, "epoch"), _column(epochs, "loss"), "o-", color="#D55E00", ms=3, label="validation")
-        left.legend(frameon=False)
-    left.set(xlabel="epoch", ylabel="loss", title="loss")
-    middle.plot(_column(epochs, "epoch"), _column(epochs, metric), "o-", color="#D55E00", ms=3, label="weights")
-    average = f"ema_{metric}"
-    if average in epochs[0]:
-        when_averaged = _column(epochs, "epoch")
-        middle.plot(when_averaged, _column(epochs, average), "s--", color="#009E73", ms=3, label="their moving average")
-        middle.legend(frameon=False)
-    middle.set(xlabel="epoch", ylabel=metric, title=f"validation {metric}")
-    right.plot(when, _column(steps, "lr"), color="#CC79A7")
-    right.set(xlabel="epoch", ylabel="learning rate", title="learning rate")
-    for axis in (left, middle, right):
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    path = folder / "curves.png"
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path
-
-
-def _column(rows: list[dict[str, str]], name: str) -> list[float]:
-    return [float(row[name]) if row.get(name) else float("nan") for row in rows]
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

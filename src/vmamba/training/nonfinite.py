@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from vmamba.data.randomness import seed_all
+from vmamba.errors import TrainingError
 from vmamba.tasks.protocol import Batch, Task
 
 
-class Diverged(RuntimeError):
+class Diverged(TrainingError):
     """The loss or its gradient is NaN or infinite; the message is one line."""
 
 
@@ -50,7 +51,8 @@ def report(
         "gradients_nonfinite": gradients,
         "files": files,
     }
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # JSON reads such escapes of names back
     if weights:
         return f"the weights themselves are not finite: {weights[0]}"
     if module:

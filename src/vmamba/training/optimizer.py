@@ -13,6 +13,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
 
+from vmamba.errors import OptionError
 from vmamba.training.recipe import Recipe
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": None}
@@ -22,7 +23,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     """The optimiser, without weight decay for norms, biases and what the model excludes.
 
     Raises:
-        ValueError: For an optimiser that timm does not have.
+        OptionError: For an optimiser that timm does not have.
     """
     options: dict[str, Any] = {"eps": recipe.eps} if recipe.optimizer != "sgd" else {"momentum": recipe.betas[0]}
     if "adam" in recipe.optimizer or "lamb" in recipe.optimizer or "lion" in recipe.optimizer:
@@ -37,17 +38,20 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
             **options,
         )
     except (ValueError, AssertionError, TypeError) as error:
-        raise ValueError(f"optimizer {recipe.optimizer!r}: {str(error).splitlines()[0]}") from None
+        raise OptionError(f"optimizer {recipe.optimizer!r}: {str(error).splitlines()[0]}") from None
 
 
 def build_schedule(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) -> Scheduler:
     """Learning rates as a function of the number of steps done: linear warm-up, then the schedule.
 
     Raises:
-        ValueError: For a schedule that timm does not have, or a warm-up as long as the run.
+        OptionError: For a schedule that timm does not have, or a warm-up as long as the run.
     """
     if recipe.warmup_epochs >= recipe.epochs:
-        raise ValueError(f"warmup_epochs ({recipe.warmup_epochs:g}) must be fewer than epochs ({recipe.epochs})")
+        raise OptionError(
+            f"warmup_epochs ({recipe.warmup_epochs:g}) must be fewer than epochs ({recipe.epochs}); "
+            f"for a run this short: --set warmup_epochs={recipe.epochs / 10:g}"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -65,9 +69,9 @@ def build_schedule(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) -
                 updates_per_epoch=steps_per_epoch,
             )
         except (AssertionError, ValueError, NotImplementedError) as error:
-            raise ValueError(f"schedule {recipe.schedule!r}: {str(error).splitlines()[0]}") from None
+            raise OptionError(f"schedule {recipe.schedule!r}: {str(error).splitlines()[0]}") from None
     if schedule is None:
-        raise ValueError(f"schedule {recipe.schedule!r}: timm has none of that name; try cosine, multistep or poly")
+        raise OptionError(f"schedule {recipe.schedule!r}: timm has none of that name; try cosine, multistep or poly")
     return schedule
 
 

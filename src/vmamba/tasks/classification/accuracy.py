@@ -11,6 +11,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from vmamba.errors import DataError
+
 
 class Accuracy:
     """Sums over batches and processes.
@@ -46,7 +48,7 @@ class Accuracy:
         """``top1`` and ``top5`` in per cent, ``loss`` (cross-entropy without smoothing), ``images``."""
         images = int(self.confusion.sum())
         if not images:
-            raise ValueError("there was no image to evaluate")
+            raise DataError("there was no image to evaluate")
         top1 = int(self.confusion.diagonal().sum())
         return {
             "top1": 100 * top1 / images,

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vmamba.data.ade20k import IGNORED
+from vmamba.errors import DataError
 
 
 class MeanIoU:
@@ -47,10 +48,10 @@ class MeanIoU:
         """``miou``, ``macc`` (mean recall) and ``aacc`` (share of pixels), per cent.
 
         Raises:
-            ValueError: If no pixel had a label.
+            DataError: If no pixel had a label.
         """
         if not self.confusion.any():
-            raise ValueError("there was no labelled pixel to evaluate on")
+            raise DataError("there was no labelled pixel to evaluate on")
         iou, recall = self.per_class()
         share = self.confusion.diagonal().sum().double() / self.confusion.sum()
         return {"miou": 100 * float(iou.nanmean()), "macc": 100 * float(recall.nanmean()), "aacc": 100 * float(share)}
