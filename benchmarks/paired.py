@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import vmamba.analysis.throughput
-from vmamba.analysis.tables import write_csv
 from vmamba.analysis.throughput import Timing, alternate, step
+from vmamba.tables import write_csv
 
 __all__ = ["RESULTS", "Timing", "alternate", "environment", "step", "write_csv"]
 

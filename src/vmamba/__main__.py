@@ -2,6 +2,6 @@
 
 import sys
 
-from vmamba.cli import main
+from vmamba_command import main
 
 sys.exit(main())

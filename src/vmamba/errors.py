@@ -39,7 +39,13 @@ class TrainingError(VMambaError, RuntimeError):
 
 
 class MissingPackageError(VMambaError, ImportError):
-    """An optional package that is not installed; the message names the extra that installs it."""
+    """An optional package that is not installed; the message says how to install it.
 
-    def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed; install it with: pip install 'vmamba[{extra}]'", name=package)
+    Args:
+        package: Its name.
+        extra: The extra of this package that installs it, where there is one.
+    """
+
+    def __init__(self, package: str, extra: str | None = None) -> None:
+        wanted = package if extra is None else f"'vmamba[{extra}]'"
+        super().__init__(f"{package} is not installed; install it with: pip install {wanted}", name=package)

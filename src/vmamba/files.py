@@ -29,7 +29,7 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{_TEMPORARY}{path.name}.")
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{_TEMPORARY}{path.name[:32]}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
@@ -44,9 +44,9 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     _sync_folder(path.parent)
 
 
-def remove_leftovers(folder: str | Path) -> None:
-    """Remove what writers that were killed have left in `folder` and below."""
-    for leftover in Path(folder).rglob(f"{_TEMPORARY}*"):
+def remove_leftovers(folder: str | Path, *, recursive: bool = True) -> None:
+    """Remove what writers that were killed have left in `folder`, and below unless it is not `recursive`."""
+    for leftover in Path(folder).glob(f"{'**/' if recursive else ''}{_TEMPORARY}*"):
         with suppress(OSError):
             leftover.unlink()
 
@@ -78,12 +78,23 @@ def refuse_overwriting(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
     """Check, before anything is written, that no output is an input.
 
     Raises:
-        OptionError: If one is, under whatever name or link.
+        OptionError: If one is, under whatever name or link. Names that differ in case alone are one file on many
+            systems, so they count as the same on all.
     """
-    sources = {os.path.realpath(path) for path in inputs}
+    names = {os.path.realpath(path).casefold() for path in inputs}
+    files = {identity for path in inputs if (identity := _identity(path))}
     for output in outputs:
-        if os.path.realpath(output) in sources:
-            raise OptionError(f"{output} would be written over an input; choose another --output folder")
+        if os.path.realpath(output).casefold() in names or _identity(output) in files:
+            raise OptionError(f"{output} would be written over an input; choose another place for the output")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What two names of one file have in common, or None where there is no file."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
 
 
 @contextmanager

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
 from vmamba.terminal import console, printable
+
+_quiet = False
 
 
 class _Rate(ProgressColumn):
@@ -30,4 +36,27 @@ def progress_bar(unit: str) -> Progress:
     """
     columns = (_Description(), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn())
     screen = console(stderr=True)
-    return Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal)
+    return Progress(
+        *columns,
+        console=screen,
+        transient=True,
+        disable=_quiet or not screen.is_terminal,
+        redirect_stdout=sys.stdout.isatty(),  # what is printed elsewhere than on a terminal stays out of the bar's way
+    )
+
+
+@contextmanager
+def quiet(enable: bool = True) -> Iterator[None]:
+    """Show no progress bars and no remarks inside the ``with`` block."""
+    global _quiet
+    before, _quiet = _quiet, enable
+    try:
+        yield
+    finally:
+        _quiet = before
+
+
+def remark(text: object) -> None:
+    """Print a line for people, unless it is to be quiet: what was written where, and the like."""
+    if not _quiet:
+        print(printable(text), flush=True)

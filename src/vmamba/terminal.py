@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,6 +17,17 @@ _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u
 def printable(text: object) -> str:
     r"""One line, with unsafe characters escaped: a line break as ``\n``, a byte that is not UTF-8 as ``\udcff``."""
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), str(text))
+
+
+def escaped_json(value: Any, *, ascii_only: bool = False) -> str:
+    """JSON on one line that a terminal shows as it stands, and that any parser reads.
+
+    Args:
+        value: What `json.dumps` takes.
+        ascii_only: Escape every character beyond ASCII.
+    """
+    text = json.dumps(value, ensure_ascii=ascii_only)
+    return _UNSAFE.sub(lambda match: json.dumps(match[0])[1:-1], text)
 
 
 def console(*, stderr: bool = False) -> Console:

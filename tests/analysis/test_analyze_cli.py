@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 import vmamba
-from vmamba.analysis.tables import read_csv
 from vmamba.checkpoints.saving import save_weights
 from vmamba.cli import main
+from vmamba.tables import read_csv
 
 
 def analyze(capsys: pytest.CaptureFixture[str], output: Path, *arguments: object) -> list[Path]:

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from support.golden import relative_error
 from support.operands import ss2d_operands
-from vmamba.analysis.tables import read_csv
 from vmamba.ops import ss2d_scan, use_backend
 from vmamba.ops.backends import reference
 from vmamba.ops.operands import SS2DOperands
+from vmamba.tables import read_csv
 
 SMALL = Shape("small", 2, 3, 5, 8, 2, 2, torch.float32)
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vmamba.errors import MissingPackageError, OptionError
 from vmamba.model.backbone import Block
 
 
@@ -25,7 +26,7 @@ def similarity_map(model: nn.Module, layer: str, image: Tensor, position: tuple[
         (h, w) in [-1, 1].
 
     Raises:
-        ValueError: For an unknown layer, one whose output is not a map, or a position outside of it.
+        OptionError: For an unknown layer, one whose output is not a map, or a position outside of it.
     """
     _, features = _run(model, layer, image)
     return F.cosine_similarity(features, _at(features, position)[:, None, None], dim=0)
@@ -47,7 +48,7 @@ def dependence_map(model: nn.Module, layer: str, image: Tensor, position: tuple[
         (h, w) of the layer's input; not negative.
 
     Raises:
-        ValueError: As `similarity_map`.
+        OptionError: As `similarity_map`.
     """
     inputs, features = _run(model, layer, image)
     (gradient,) = torch.autograd.grad(_at(features, position).sum(), inputs)
@@ -69,20 +70,21 @@ def class_activation(
         (H, W) of the image, in [0, 1]; the class.
 
     Raises:
-        ValueError: If grad-cam is not installed, or for an unknown layer or class.
+        MissingPackageError: If grad-cam is not installed.
+        OptionError: For an unknown layer or class.
     """
     try:
         from pytorch_grad_cam import GradCAM
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
     except ImportError:
-        raise ValueError("class activation needs grad-cam: pip install 'vmamba[analysis]'") from None
+        raise MissingPackageError("grad-cam", "analysis") from None
     module = _submodule(model, last_stage(model) if layer is None else layer)
     with torch.no_grad():
         logits = model(image)
     if target is None:
         target = int(logits[0].argmax())
     if not 0 <= target < logits.shape[1]:
-        raise ValueError(f"class {target} is not among the model's {logits.shape[1]}")
+        raise OptionError(f"class {target} is not among the model's {logits.shape[1]}")
     last = isinstance(module, Block)  # tokens (B, H, W, C)
     with GradCAM(model, [module], reshape_transform=(lambda t: t.permute(0, 3, 1, 2)) if last else None) as cam:
         found = cam(image, [ClassifierOutputTarget(target)])
@@ -93,11 +95,11 @@ def last_stage(model: nn.Module) -> str:
     """Name of the module that gives the last feature map, as timm's models declare it.
 
     Raises:
-        ValueError: If the model declares none.
+        OptionError: If the model declares none.
     """
     info = cast("list[dict[str, Any]] | None", getattr(model, "feature_info", None))
     if not info:
-        raise ValueError(f"{type(model).__name__} does not say which layer is its last map; name one with --layer")
+        raise OptionError(f"{type(model).__name__} does not say which layer is its last map; name one with --layer")
     return str(info[-1]["module"])
 
 
@@ -106,7 +108,7 @@ def _submodule(model: nn.Module, layer: str) -> nn.Module:
         return model.get_submodule(layer)
     except AttributeError:
         known = ", ".join(name for name, _ in model.named_children())
-        raise ValueError(f"no layer {layer!r} in {type(model).__name__}, which has {known}") from None
+        raise OptionError(f"no layer {layer!r} in {type(model).__name__}, which has {known}") from None
 
 
 def _run(model: nn.Module, layer: str, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,7 +130,7 @@ def _run(model: nn.Module, layer: str, image: Tensor) -> tuple[Tensor, Tensor]:
         for hook in hooks:
             hook.remove()
     if len(passed) != 2 or passed[1].ndim != 4 or len(image) != 1:
-        raise ValueError(f"the output of {layer!r} for one image is not a map (1, C, h, w)")
+        raise OptionError(f"the output of {layer!r} for one image is not a map (1, C, h, w)")
     return passed[0], _channels_first(module, passed[1])
 
 
@@ -140,5 +142,5 @@ def _channels_first(module: nn.Module, t: Tensor) -> Tensor:
 def _at(features: Tensor, position: tuple[int, int]) -> Tensor:
     height, width = features.shape[1:]
     if not (0 <= position[0] < height and 0 <= position[1] < width):
-        raise ValueError(f"position {position} is outside the map of {height}×{width}")
+        raise OptionError(f"position {position} is outside the map of {height}×{width}")
     return features[:, position[0], position[1]]

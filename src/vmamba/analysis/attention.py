@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vmamba.errors import OptionError
 from vmamba.layers.ss2d import SS2D
 from vmamba.ops.backends.reference import accumulation_dtype
 from vmamba.ops.routes import Route, routes
@@ -72,13 +73,13 @@ class Scan:
         """The row of M of one output token, (H, W, D): zero where the route has not been before it.
 
         Raises:
-            ValueError: For a token outside the grid or an unknown kind.
+            OptionError: For a token outside the grid or an unknown kind.
         """
         height, width = self.grid
         if not (0 <= query[0] < height and 0 <= query[1] < width):
-            raise ValueError(f"query {query} is outside the grid of {height}×{width} tokens")
+            raise OptionError(f"query {query} is outside the grid of {height}×{width} tokens")
         if kind not in get_args(Kind):
-            raise ValueError(f"unknown kind {kind!r}; choose one of {', '.join(get_args(Kind))}")
+            raise OptionError(f"unknown kind {kind!r}; choose one of {', '.join(get_args(Kind))}")
         if self.mirrored:
             query = (height - 1 - query[0], query[1]) if self.route.columns else (query[0], width - 1 - query[1])
         token = query[0] * width + query[1]
@@ -154,11 +155,11 @@ def block_scans(model: nn.Module, block: str, image: Tensor) -> list[Scan]:
         the columns the normalised sum of what the rows gave; their sum is a picture, not a linear map.
 
     Raises:
-        ValueError: If the model has no such block, or for more than one image.
+        OptionError: If the model has no such block, or for more than one image.
     """
     layers = ss2d_layers(model)
     if block not in layers:
-        raise ValueError(f"no SS2D block {block!r}; the model has {', '.join(layers) or 'none'}")
+        raise OptionError(f"no SS2D block {block!r}; the model has {', '.join(layers) or 'none'}")
     if image.shape[0] != 1:
         raise ValueError(f"expected one image, got a batch of {image.shape[0]}")
     features = _input_of(layers[block], model, image)
@@ -187,7 +188,7 @@ def _input_of(layer: nn.Module, model: nn.Module, image: Tensor) -> Tensor:
         return features
     finally:
         hook.remove()
-    raise ValueError(f"the model does not use its layer {type(layer).__name__}")
+    raise OptionError(f"the model does not use its layer {type(layer).__name__}")
 
 
 class _Recorder(TorchDispatchMode):

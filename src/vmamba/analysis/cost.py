@@ -22,6 +22,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from vmamba.errors import OptionError
 from vmamba.ops.selective_scan import scan_flops
 
 KINDS = ("convolution", "matrix product", "scan", "normalisation")
@@ -68,7 +69,7 @@ def cost(model: nn.Module, image_size: tuple[int, int] = (224, 224), in_chans: i
         ``x_proj`` with ``ss2d``, and ``fc1`` with ``mlp`` where the two run fused.
 
     Raises:
-        ValueError: If the model cannot take such an image.
+        OptionError: If the model cannot take such an image.
     """
     image = torch.zeros(1, in_chans, *image_size, device="meta", dtype=next(model.parameters()).dtype)
     tensors = {name: t.to("meta") for name, t in chain(model.named_parameters(), model.named_buffers())}
@@ -81,7 +82,7 @@ def cost(model: nn.Module, image_size: tuple[int, int] = (224, 224), in_chans: i
             functional_call(model.eval(), tensors, (image,))
     except (RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{type(model).__name__} cannot take an image of {image_size}: {reason}") from None
+        raise OptionError(f"{type(model).__name__} cannot take an image of {image_size}: {reason}") from None
     finally:
         model.train(training)
 

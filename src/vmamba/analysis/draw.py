@@ -1,41 +1,22 @@
-"""Every picture of the analyses: arrays in, PNG and SVG out.
-
-Colours are those of Okabe and Ito and of matplotlib's perceptually uniform maps, which colour-blind people and black
-and white printers can tell apart.
-"""
+"""Every picture of the analyses: arrays in, PNG and SVG out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from vmamba.plots import COLOURS, figure, remove_frame
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-
-
-def _figure(width: float, height: float) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("pictures need matplotlib: pip install 'vmamba[analysis]'") from None
-    return Figure(figsize=(width, height), layout="constrained")
+#: Of every picture.
+ENDINGS = (".png", ".svg")
 
 
-def _save(figure: Figure, stem: Path) -> list[Path]:
-    from matplotlib import rc_context
-
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_name(stem.name + suffix) for suffix in (".png", ".svg")]
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "vmamba"}):
-        figure.savefig(paths[0], dpi=100)
-        figure.savefig(paths[1], metadata={"Date": None})
-    return paths
+def _files(stem: Path) -> list[Path]:
+    return [stem.with_name(stem.name + ending) for ending in ENDINGS]
 
 
 def cost(models: Mapping[str, Mapping[str, int]], stem: Path, title: str) -> list[Path]:
@@ -46,23 +27,23 @@ def cost(models: Mapping[str, Mapping[str, int]], stem: Path, title: str) -> lis
         stem: Where to write, without the ending.
         title: Title.
     """
-    figure = _figure(7.5, 1.3 + 0.33 * len(models))
-    axis = figure.subplots()
-    names = list(models)
-    left = [0.0] * len(names)
-    for kind, colour in zip(next(iter(models.values())), COLOURS, strict=False):
-        values = [models[name][kind] / 1e9 for name in names]
-        axis.barh(names, values, left=left, color=colour, edgecolor="white", linewidth=0.5, label=kind)
-        left = [a + b for a, b in zip(left, values, strict=True)]
-    for i, total in enumerate(left):
-        axis.annotate(f" {total:.2f}", (total, i), va="center", fontsize=9)
-    axis.invert_yaxis()
-    axis.margins(x=0.1)
-    axis.set_xlabel("multiply-adds, 10⁹")
-    axis.set_title(title, fontsize=11)
-    _bare(axis)
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    return _save(figure, stem)
+    with figure(*_files(stem), size=(7.5, 1.3 + 0.33 * len(models))) as page:
+        axis = page.subplots()
+        names = list(models)
+        left = [0.0] * len(names)
+        for kind, colour in zip(next(iter(models.values())), COLOURS, strict=False):
+            values = [models[name][kind] / 1e9 for name in names]
+            axis.barh(names, values, left=left, color=colour, edgecolor="white", linewidth=0.5, label=kind)
+            left = [a + b for a, b in zip(left, values, strict=True)]
+        for i, total in enumerate(left):
+            axis.annotate(f" {total:.2f}", (total, i), va="center", fontsize=9)
+        axis.invert_yaxis()
+        axis.margins(x=0.1)
+        axis.set_xlabel("multiply-adds, 10⁹")
+        axis.set_title(title, fontsize=11)
+        remove_frame(axis)
+        page.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    return _files(stem)
 
 
 def attention(
@@ -87,31 +68,31 @@ def attention(
         routes: Their names.
         stem: Where to write, without the ending.
         title: Title.
-        signed: Whether the rows have signs.
+        signed: The rows have signs.
     """
     from matplotlib.colors import LogNorm, Normalize
 
     height, width = rows.shape[2:]
     names = ["query", *routes, "sum of routes"]
-    figure = _figure(1.75 * len(names) + 0.6, 1.6 * len(queries) * height / width + 0.7)
-    grid = figure.subplots(len(queries), len(names), squeeze=False)
-    for axes, (y, x), maps in zip(grid, queries, rows, strict=True):
-        extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-        axes[0].imshow(image, extent=extent)
-        for axis, values in zip(axes[1:], [*maps, maps.sum(0)], strict=True):
-            largest = float(np.abs(values).max()) or 1.0
-            norm = Normalize(-1, 1) if signed else LogNorm(1e-3, 1, clip=True)
-            visited = np.ma.masked_equal(values / largest, 0)
-            shown = axis.imshow(visited, norm=norm, cmap="RdBu_r" if signed else "viridis", extent=extent)
-            axis.set_facecolor("#CCCCCC")
-        for axis in axes:
-            axis.plot(x, y, marker="s", markersize=6, markerfacecolor="none", markeredgecolor="#D55E00", mew=1.6)
-            axis.set(xticks=[], yticks=[])
-    for axis, name in zip(grid[0], names, strict=True):
-        axis.set_title(name, fontsize=10)
-    figure.colorbar(shown, ax=grid[:, -1], label="share of the panel's largest", shrink=0.9)
-    figure.suptitle(title, fontsize=11)
-    return _save(figure, stem)
+    with figure(*_files(stem), size=(1.75 * len(names) + 0.6, 1.6 * len(queries) * height / width + 0.7)) as page:
+        grid = page.subplots(len(queries), len(names), squeeze=False)
+        for axes, (y, x), maps in zip(grid, queries, rows, strict=True):
+            extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+            axes[0].imshow(image, extent=extent)
+            for axis, values in zip(axes[1:], [*maps, maps.sum(0)], strict=True):
+                largest = float(np.abs(values).max()) or 1.0
+                norm = Normalize(-1, 1) if signed else LogNorm(1e-3, 1, clip=True)
+                visited = np.ma.masked_equal(values / largest, 0)
+                shown = axis.imshow(visited, norm=norm, cmap="RdBu_r" if signed else "viridis", extent=extent)
+                axis.set_facecolor("#CCCCCC")
+            for axis in axes:
+                axis.plot(x, y, marker="s", markersize=6, markerfacecolor="none", markeredgecolor="#D55E00", mew=1.6)
+                axis.set(xticks=[], yticks=[])
+        for axis, name in zip(grid[0], names, strict=True):
+            axis.set_title(name, fontsize=10)
+        page.colorbar(shown, ax=grid[:, -1], label="fraction of the panel's largest", shrink=0.9)
+        page.suptitle(title, fontsize=11)
+    return _files(stem)
 
 
 def activation(
@@ -139,35 +120,35 @@ def activation(
     from matplotlib.colors import LogNorm
 
     height, width = similarity.shape[1:]
-    figure = _figure(9.4, 2.1 * len(positions) * height / width + 0.9)
-    left, right = figure.subfigures(1, 2, width_ratios=(3.2, 1.5), squeeze=False)[0]
-    grid = left.subplots(len(positions), 3, squeeze=False)
-    box = (-0.5, width - 0.5, height - 0.5, -0.5)
-    for axes, (y, x), cosines, strengths in zip(grid, positions, similarity, dependence, strict=True):
-        axes[0].imshow(image, extent=box)
-        alike = axes[1].imshow(cosines, cmap="RdBu_r", vmin=-1, vmax=1, extent=box)
-        norm = LogNorm(1e-3, 1, clip=True)
-        share = axes[2].imshow(strengths / (strengths.max() or 1.0), norm=norm, cmap="viridis", extent=box)
-        for axis in axes:
-            axis.plot(x, y, marker="s", markersize=6, markerfacecolor="none", markeredgecolor="#D55E00", mew=1.6)
-            axis.set(xticks=[], yticks=[])
-    for axis, name in zip(grid[0], ("position", "similarity of output", "dependence on input"), strict=True):
-        axis.set_title(name, fontsize=10)
-    left.colorbar(alike, ax=grid[:, 1], label="cosine", location="bottom", shrink=0.9)
-    left.colorbar(share, ax=grid[:, 2], label="share of the largest", location="bottom", shrink=0.9)
-    left.suptitle(layer, fontsize=11)
-    axis = right.subplots()
-    axis.imshow(image)
-    shown = axis.imshow(seen, cmap="viridis", vmin=0, vmax=1, alpha=0.6)
-    axis.set(xticks=[], yticks=[])
-    right.colorbar(shown, ax=axis, label="Grad-CAM", location="bottom", shrink=0.9)
-    right.suptitle(label, fontsize=11)
-    return _save(figure, stem)
+    with figure(*_files(stem), size=(9.4, 2.1 * len(positions) * height / width + 0.9)) as page:
+        left, right = page.subfigures(1, 2, width_ratios=(3.2, 1.5), squeeze=False)[0]
+        grid = left.subplots(len(positions), 3, squeeze=False)
+        box = (-0.5, width - 0.5, height - 0.5, -0.5)
+        for axes, (y, x), cosines, strengths in zip(grid, positions, similarity, dependence, strict=True):
+            axes[0].imshow(image, extent=box)
+            alike = axes[1].imshow(cosines, cmap="RdBu_r", vmin=-1, vmax=1, extent=box)
+            norm = LogNorm(1e-3, 1, clip=True)
+            strength = axes[2].imshow(strengths / (strengths.max() or 1.0), norm=norm, cmap="viridis", extent=box)
+            for axis in axes:
+                axis.plot(x, y, marker="s", markersize=6, markerfacecolor="none", markeredgecolor="#D55E00", mew=1.6)
+                axis.set(xticks=[], yticks=[])
+        for axis, name in zip(grid[0], ("position", "similarity of output", "dependence on input"), strict=True):
+            axis.set_title(name, fontsize=10)
+        left.colorbar(alike, ax=grid[:, 1], label="cosine", location="bottom", shrink=0.9)
+        left.colorbar(strength, ax=grid[:, 2], label="fraction of the largest", location="bottom", shrink=0.9)
+        left.suptitle(layer, fontsize=11)
+        axis = right.subplots()
+        axis.imshow(image)
+        shown = axis.imshow(seen, cmap="viridis", vmin=0, vmax=1, alpha=0.6)
+        axis.set(xticks=[], yticks=[])
+        right.colorbar(shown, ax=axis, label="Grad-CAM", location="bottom", shrink=0.9)
+        right.suptitle(label, fontsize=11)
+    return _files(stem)
 
 
 def receptive_fields(
     maps: Mapping[str, NDArray[np.floating[Any]]],
-    shares: Mapping[str, Sequence[float]],
+    fractions: Mapping[str, Sequence[float]],
     levels: Sequence[float],
     stem: Path,
 ) -> list[Path]:
@@ -175,29 +156,29 @@ def receptive_fields(
 
     Args:
         maps: (H, W) by the name of the model.
-        shares: Share of the pixels that hold each of `levels` of the energy, by the name of the model.
-        levels: Shares of the energy.
+        fractions: Of the pixels, those that hold each of `levels` of the energy, by the name of the model.
+        levels: Fractions of the energy.
         stem: Where to write, without the ending.
     """
     from matplotlib.colors import LogNorm
 
     columns = min(len(maps), 5)
     lines = -(-len(maps) // columns)
-    figure = _figure(2.3 * columns + 0.8, 3.0 * lines + 0.5)
-    grid = figure.subplots(lines, columns, squeeze=False)
-    for axis in grid.flat[len(maps) :]:
-        axis.set_visible(False)
-    for axis, (name, energy) in zip(grid.flat, maps.items(), strict=False):
-        norm = LogNorm(1e-4, 1, clip=True)
-        coarse = _coarser(energy, 112)
-        shown = axis.imshow(coarse / (coarse.max() or 1.0), norm=norm, cmap="viridis", interpolation="nearest")
-        axis.set(xticks=[], yticks=[])
-        axis.set_title(name, fontsize=9)
-        held = (f"{level:.0%} in {share:.2%}" for level, share in zip(levels, shares[name], strict=True))
-        axis.set_xlabel("\n".join(held), fontsize=9)
-    figure.suptitle("Effective receptive fields, and the share of the pixels that hold the energy", fontsize=11)
-    figure.colorbar(shown, ax=grid, label="share of the largest", shrink=0.8)
-    return _save(figure, stem)
+    with figure(*_files(stem), size=(2.3 * columns + 0.8, 3.0 * lines + 0.5)) as page:
+        grid = page.subplots(lines, columns, squeeze=False)
+        for axis in grid.flat[len(maps) :]:
+            axis.set_visible(False)
+        for axis, (name, energy) in zip(grid.flat, maps.items(), strict=False):
+            norm = LogNorm(1e-4, 1, clip=True)
+            coarse = _coarser(energy, 112)
+            shown = axis.imshow(coarse / (coarse.max() or 1.0), norm=norm, cmap="viridis", interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            axis.set_title(name, fontsize=9)
+            held = (f"{level:.0%} in {part:.2%}" for level, part in zip(levels, fractions[name], strict=True))
+            axis.set_xlabel("\n".join(held), fontsize=9)
+        page.suptitle("Effective receptive fields, and the fraction of the pixels that hold the energy", fontsize=11)
+        page.colorbar(shown, ax=grid, label="fraction of the largest", shrink=0.8)
+    return _files(stem)
 
 
 def throughput(rows: Sequence[Mapping[str, Any]], stem: Path, title: str) -> list[Path]:
@@ -210,22 +191,27 @@ def throughput(rows: Sequence[Mapping[str, Any]], stem: Path, title: str) -> lis
     """
     modes = list(dict.fromkeys(row["mode"] for row in rows))
     names = list(dict.fromkeys(row["model"] for row in rows))
-    figure = _figure(9.5, len(modes) * (0.9 + 0.3 * len(names)) + 0.4)
-    grid = figure.subplots(len(modes), 2, squeeze=False, sharey=True)
-    for (speed, memory), mode in zip(grid, modes, strict=True):
-        chosen = [row for row in rows if row["mode"] == mode]
-        labels, colours = [row["model"] for row in chosen], [COLOURS[names.index(row["model"])] for row in chosen]
-        median, low, high = ([1e3 * row["batch"] / row[key] for row in chosen] for key in ("ms", "ms_high", "ms_low"))
-        spread = [[m - a for m, a in zip(median, low, strict=True)], [b - m for m, b in zip(median, high, strict=True)]]
-        speed.barh(labels, median, xerr=spread, color=colours, error_kw={"lw": 1, "capsize": 3})
-        speed.set_xlabel(f"{mode}, images/s (median, quartiles)")
-        memory.barh(labels, [row["peak_memory_mib"] or 0 for row in chosen], color=colours)
-        memory.set_xlabel(f"{mode}, peak memory above the model, MiB")
-        _bare(speed)
-        _bare(memory)
-    grid[0, 0].invert_yaxis()
-    figure.suptitle(title, fontsize=11)
-    return _save(figure, stem)
+    with figure(*_files(stem), size=(9.5, len(modes) * (0.9 + 0.3 * len(names)) + 0.4)) as page:
+        grid = page.subplots(len(modes), 2, squeeze=False, sharey=True)
+        for (speed, memory), mode in zip(grid, modes, strict=True):
+            chosen = [row for row in rows if row["mode"] == mode]
+            labels, colours = [row["model"] for row in chosen], [COLOURS[names.index(row["model"])] for row in chosen]
+            median, low, high = (
+                [1e3 * row["batch"] / row[key] for row in chosen] for key in ("ms", "ms_high", "ms_low")
+            )
+            spread = [
+                [m - a for m, a in zip(median, low, strict=True)],
+                [b - m for m, b in zip(median, high, strict=True)],
+            ]
+            speed.barh(labels, median, xerr=spread, color=colours, error_kw={"lw": 1, "capsize": 3})
+            speed.set_xlabel(f"{mode}, images/s (median, quartiles)")
+            memory.barh(labels, [row["peak_memory_mib"] or 0 for row in chosen], color=colours)
+            memory.set_xlabel(f"{mode}, peak memory above the model, MiB")
+            remove_frame(speed)
+            remove_frame(memory)
+        grid[0, 0].invert_yaxis()
+        page.suptitle(title, fontsize=11)
+    return _files(stem)
 
 
 def scaling(rows: Sequence[Mapping[str, Any]], stem: Path, title: str) -> list[Path]:
@@ -238,28 +224,30 @@ def scaling(rows: Sequence[Mapping[str, Any]], stem: Path, title: str) -> list[P
     """
     modes = list(dict.fromkeys(row["mode"] for row in rows))
     names = list(dict.fromkeys(row["model"] for row in rows))
-    figure = _figure(9.5, 3.4 * len(modes) + 0.6)
-    grid = figure.subplots(len(modes), 2, squeeze=False)
-    for axes, mode in zip(grid, modes, strict=True):
-        for name, colour, marker in zip(names, COLOURS, "osD^vP*X", strict=False):
-            chosen = [row for row in rows if (row["mode"], row["model"]) == (mode, name)]
-            sides = [row["height"] for row in chosen]
-            pixels = [row["batch"] * row["height"] * row["width"] for row in chosen]
-            times = [row["ms"] * 1e6 / p for row, p in zip(chosen, pixels, strict=True)]
-            axes[0].plot(sides, times, marker=marker, color=colour, label=name)
-            memory = [float(row["peak_memory_mib"] or "nan") * 2**20 / p for row, p in zip(chosen, pixels, strict=True)]
-            axes[1].plot(sides, memory, marker=marker, color=colour)
-        for axis, what in zip(axes, ("time per pixel, ns", "peak memory per pixel, bytes"), strict=True):
-            axis.set_xscale("log", base=2)
-            axis.set_xticks(sides, list(map(str, sides)))
-            axis.minorticks_off()
-            axis.set_ylim(bottom=0)
-            axis.set_xlabel("side of the image, pixels")
-            axis.set_ylabel(f"{mode}: {what}")
-            _bare(axis)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    figure.suptitle(title, fontsize=11)
-    return _save(figure, stem)
+    with figure(*_files(stem), size=(9.5, 3.4 * len(modes) + 0.6)) as page:
+        grid = page.subplots(len(modes), 2, squeeze=False)
+        for axes, mode in zip(grid, modes, strict=True):
+            for name, colour, marker in zip(names, COLOURS, "osD^vP*X", strict=False):
+                chosen = [row for row in rows if (row["mode"], row["model"]) == (mode, name)]
+                sides = [row["height"] for row in chosen]
+                pixels = [row["batch"] * row["height"] * row["width"] for row in chosen]
+                times = [row["ms"] * 1e6 / p for row, p in zip(chosen, pixels, strict=True)]
+                axes[0].plot(sides, times, marker=marker, color=colour, label=name)
+                memory = [
+                    float(row["peak_memory_mib"] or "nan") * 2**20 / p for row, p in zip(chosen, pixels, strict=True)
+                ]
+                axes[1].plot(sides, memory, marker=marker, color=colour)
+            for axis, what in zip(axes, ("time per pixel, ns", "peak memory per pixel, bytes"), strict=True):
+                axis.set_xscale("log", base=2)
+                axis.set_xticks(sides, list(map(str, sides)))
+                axis.minorticks_off()
+                axis.set_ylim(bottom=0)
+                axis.set_xlabel("side of the image, pixels")
+                axis.set_ylabel(f"{mode}: {what}")
+                remove_frame(axis)
+        page.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+        page.suptitle(title, fontsize=11)
+    return _files(stem)
 
 
 def scans(rows: Sequence[Mapping[str, Any]], each: Sequence[Mapping[str, Any]], stem: Path, title: str) -> list[Path]:
@@ -267,26 +255,26 @@ def scans(rows: Sequence[Mapping[str, Any]], each: Sequence[Mapping[str, Any]], 
 
     Args:
         rows: With test, scan and mean (per cent).
-        each: With test, scan, seed and accuracy (a share).
+        each: With test, scan, seed and accuracy (0 to 1).
         stem: Where to write, without the ending.
         title: Title.
     """
     tests = list(dict.fromkeys(row["test"] for row in rows))
-    figure = _figure(4.0 * len(tests) + 0.5, 3.4)
-    for axis, test in zip(figure.subplots(1, len(tests), squeeze=False)[0], tests, strict=True):
-        chosen = [row for row in rows if row["test"] == test]
-        for x, (row, colour) in enumerate(zip(chosen, COLOURS, strict=False)):
-            values = [100 * o["accuracy"] for o in each if (o["test"], o["scan"]) == (test, row["scan"])]
-            axis.hlines(row["mean"], x - 0.25, x + 0.25, color=colour, linewidth=3)
-            axis.plot([x] * len(values), values, "o", color="white", markeredgecolor=colour, markersize=6)
-            axis.annotate(f"{row['mean']:.1f}", (x + 0.28, row["mean"]), va="center", fontsize=9)
-        axis.set_xticks(range(len(chosen)), [row["scan"] for row in chosen], fontsize=9, rotation=20)
-        axis.set_xlim(-0.5, len(chosen) - 0.2)
-        axis.set_title(test, fontsize=11)
-        axis.set_ylabel("accuracy on test images, %")
-        _bare(axis)
-    figure.suptitle(title, fontsize=11)
-    return _save(figure, stem)
+    with figure(*_files(stem), size=(4.0 * len(tests) + 0.5, 3.4)) as page:
+        for axis, test in zip(page.subplots(1, len(tests), squeeze=False)[0], tests, strict=True):
+            chosen = [row for row in rows if row["test"] == test]
+            for x, (row, colour) in enumerate(zip(chosen, COLOURS, strict=False)):
+                values = [100 * o["accuracy"] for o in each if (o["test"], o["scan"]) == (test, row["scan"])]
+                axis.hlines(row["mean"], x - 0.25, x + 0.25, color=colour, linewidth=3)
+                axis.plot([x] * len(values), values, "o", color="white", markeredgecolor=colour, markersize=6)
+                axis.annotate(f"{row['mean']:.1f}", (x + 0.28, row["mean"]), va="center", fontsize=9)
+            axis.set_xticks(range(len(chosen)), [row["scan"] for row in chosen], fontsize=9, rotation=20)
+            axis.set_xlim(-0.5, len(chosen) - 0.2)
+            axis.set_title(test, fontsize=11)
+            axis.set_ylabel("accuracy on test images, %")
+            remove_frame(axis)
+        page.suptitle(title, fontsize=11)
+    return _files(stem)
 
 
 def steps(rows: Sequence[Mapping[str, Any]], stem: Path, title: str) -> list[Path]:
@@ -297,30 +285,27 @@ def steps(rows: Sequence[Mapping[str, Any]], stem: Path, title: str) -> list[Pat
         stem: Where to write, without the ending.
         title: Title.
     """
-    figure = _figure(9, 0.42 * len(rows) + 1.2)
-    axis = figure.subplots()
-    labels = [f"{row['step']} ({row['backend']})" for row in rows]
-    median, low, high = ([1e3 * row["batch"] / row[key] for row in rows] for key in ("ms", "ms_high", "ms_low"))
-    spread = [[m - a for m, a in zip(median, low, strict=True)], [b - m for m, b in zip(median, high, strict=True)]]
-    axis.barh(labels, median, xerr=spread, color=COLOURS[0], error_kw={"lw": 1, "capsize": 3})
-    axis.set_xscale("log")
-    for y, (row, value, most) in enumerate(zip(rows, median, high, strict=True)):
-        axis.annotate(f"  {value:.3g}   ({row['macs'] / 1e9:.1f} G)", (max(value, most), y), va="center", fontsize=9)
-    axis.set_xlim(right=max(high) * 4)
-    axis.invert_yaxis()
-    axis.set_xlabel("images/s (median, quartiles); in brackets multiply-adds")
-    axis.set_title(title, fontsize=11)
-    _bare(axis)
-    return _save(figure, stem)
+    with figure(*_files(stem), size=(9, 0.42 * len(rows) + 1.2)) as page:
+        axis = page.subplots()
+        labels = [f"{row['step']} ({row['backend']})" for row in rows]
+        median, low, high = ([1e3 * row["batch"] / row[key] for row in rows] for key in ("ms", "ms_high", "ms_low"))
+        spread = [[m - a for m, a in zip(median, low, strict=True)], [b - m for m, b in zip(median, high, strict=True)]]
+        axis.barh(labels, median, xerr=spread, color=COLOURS[0], error_kw={"lw": 1, "capsize": 3})
+        axis.set_xscale("log")
+        for y, (row, value, upper) in enumerate(zip(rows, median, high, strict=True)):
+            axis.annotate(
+                f"  {value:.3g}   ({row['macs'] / 1e9:.1f} G)", (max(value, upper), y), va="center", fontsize=9
+            )
+        axis.set_xlim(right=max(high) * 4)
+        axis.invert_yaxis()
+        axis.set_xlabel("images/s (median, quartiles); in brackets multiply-adds")
+        axis.set_title(title, fontsize=11)
+        remove_frame(axis)
+    return _files(stem)
 
 
-def _coarser(values: NDArray[np.floating[Any]], most: int) -> NDArray[np.floating[Any]]:
-    """Averages over squares, so that no side is longer than `most`; a remainder is left out."""
-    step = -(-max(values.shape) // most)
+def _coarser(values: NDArray[np.floating[Any]], longest: int) -> NDArray[np.floating[Any]]:
+    """Averages over squares, so that no side is longer than `longest`; a remainder is left out."""
+    step = -(-max(values.shape) // longest)
     height, width = (side // step for side in values.shape)
     return values[: height * step, : width * step].reshape(height, step, width, step).mean((1, 3))
-
-
-def _bare(axis: object) -> None:
-    """No box around the axes."""
-    axis.spines[["top", "right"]].set_visible(False)  # type: ignore[attr-defined]

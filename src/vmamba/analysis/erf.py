@@ -13,12 +13,15 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-SHARES = (0.2, 0.5, 0.9)
+from vmamba.errors import OptionError
+
+#: Fractions of the energy that tables list.
+LEVELS = (0.2, 0.5, 0.9)
 
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """What `receptive_field` found.
+    """The result of `receptive_field`.
 
     Attributes:
         energy: (H, W) float64: the magnitude of the gradient, summed over the image's channels, averaged over images.
@@ -28,13 +31,13 @@ class ReceptiveField:
     energy: Tensor
     images: int
 
-    def pixels_holding(self, share: float) -> float:
-        """The smallest share of the pixels that together hold `share` of the energy; 0 where there is no energy."""
+    def pixels_holding(self, fraction: float) -> float:
+        """The smallest fraction of the pixels that together hold this fraction of the energy; 0 without energy."""
         total = float(self.energy.sum())
         if not total:
             return 0.0
         held = self.energy.flatten().sort(descending=True).values.cumsum(0) / total
-        return (int((held < share - 1e-12).sum()) + 1) / held.numel()
+        return (int((held < fraction - 1e-12).sum()) + 1) / held.numel()
 
 
 def receptive_field(model: nn.Module, images: Iterable[Tensor]) -> ReceptiveField:
@@ -46,7 +49,7 @@ def receptive_field(model: nn.Module, images: Iterable[Tensor]) -> ReceptiveFiel
         images: Batches (B, C, H, W), all of one size; on the model's device.
 
     Raises:
-        ValueError: Without images, or if the model gives no feature map.
+        OptionError: Without images, or if the model gives no feature map.
     """
     training = model.training
     model.eval()
@@ -57,13 +60,13 @@ def receptive_field(model: nn.Module, images: Iterable[Tensor]) -> ReceptiveFiel
             features = _last_map(model, pixels)
             centre = features[:, :, features.shape[2] // 2, features.shape[3] // 2]
             (gradient,) = torch.autograd.grad(centre.sum(), pixels)
-            found = gradient.abs().double().sum((0, 1)).cpu()
-            energy = found if energy is None else energy + found
+            magnitude = gradient.abs().double().sum((0, 1)).cpu()
+            energy = magnitude if energy is None else energy + magnitude
             count += len(batch)
     finally:
         model.train(training)
     if energy is None:
-        raise ValueError("a receptive field needs at least one image")
+        raise OptionError("a receptive field needs at least one image")
     return ReceptiveField(energy / count, count)
 
 
@@ -73,5 +76,5 @@ def _last_map(model: nn.Module, images: Tensor) -> Tensor:
         return cast(Tensor, maps[-1])
     features: Tensor = model(images)
     if features.ndim != 4:
-        raise ValueError(f"{type(model).__name__} returns shape {tuple(features.shape)}, not a map (B, C, h, w)")
+        raise OptionError(f"{type(model).__name__} returns shape {tuple(features.shape)}, not a map (B, C, h, w)")
     return features

@@ -9,6 +9,7 @@ import timm
 import torch
 from torch import nn
 
+from vmamba.errors import OptionError
 from vmamba.model.variants import VARIANTS
 from vmamba.zoo import create_model, model_from_checkpoint
 
@@ -31,18 +32,18 @@ def load_model(
         device: Where; ``"meta"`` for shapes alone.
 
     Raises:
-        ValueError: For an unknown name, or published weights that do not exist.
+        OptionError: For an unknown name, or published weights that do not exist.
     """
     if checkpoint is not None:
         return model_from_checkpoint(checkpoint, name).to(device).eval()
     if name is None:
-        raise ValueError("name a model or give a checkpoint")
+        raise OptionError("name a model or give a checkpoint")
     if name in VARIANTS:
         with torch.device(device):
             return create_model(name, pretrained=pretrained).to(device).eval()
     if not timm.is_model(name.split(".")[0]):
         near = difflib.get_close_matches(name, timm.list_models(), n=1)
-        raise ValueError(
+        raise OptionError(
             f"unknown model {name!r}; " + (f"do you mean {near[0]!r}?" if near else "see timm.list_models()")
         )
     settings = timm.get_pretrained_cfg(name, allow_unregistered=False)
@@ -51,4 +52,4 @@ def load_model(
         with torch.device(device):
             return timm.create_model(name, pretrained=pretrained, **options).to(device).eval()
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"cannot create {name}: {' '.join(str(error).split())}") from None
+        raise OptionError(f"cannot create {name}: {' '.join(str(error).split())}") from None

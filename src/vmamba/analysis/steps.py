@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vmamba.analysis.cost import LayerCost, cost
 from vmamba.analysis.throughput import Timing, alternate, check, step
+from vmamba.errors import OptionError
 from vmamba.model.backbone import VMamba
 from vmamba.model.config import VMambaConfig
 from vmamba.model.variants import VARIANTS
@@ -91,10 +92,10 @@ def measure_steps(
         device: Where to run.
 
     Raises:
-        ValueError: For a wrong output, or fewer than 2 rounds.
+        OptionError: For a wrong output, or fewer than 2 rounds.
     """
     if rounds < 2:
-        raise ValueError(f"rounds must be at least 2 for a median with quartiles, got {rounds}")
+        raise OptionError(f"rounds must be at least 2 for a median with quartiles, got {rounds}")
     cases: dict[str, Callable[[], object]] = {}
     costs = {}
     for one in steps:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from vmamba.analysis.models import load_model
+from vmamba.errors import OptionError
 from vmamba.model.backbone import VMamba
 from vmamba.ops import select, use_backend
 
@@ -130,10 +131,10 @@ def measure(
         device: Where to run.
 
     Raises:
-        ValueError: For an unknown model, fewer than 2 rounds, or a wrong output, which is not timed.
+        OptionError: For an unknown model, fewer than 2 rounds, or a wrong output, which is not timed.
     """
     if rounds < 2:
-        raise ValueError(f"rounds must be at least 2 for a median with quartiles, got {rounds}")
+        raise OptionError(f"rounds must be at least 2 for a median with quartiles, got {rounds}")
     cases, speeds = {}, {}
     for size, name in itertools.product(image_sizes, names):
         model = load_model(name, image_size=size, device=device)
@@ -152,10 +153,10 @@ def check(name: str, model: nn.Module, images: Tensor) -> None:
     """Refuse a model whose output is not finite or, for ours, not that of the definition on a corner of one image.
 
     Raises:
-        ValueError: Saying which.
+        OptionError: Saying which.
     """
     if not model(images[:1]).isfinite().all():
-        raise ValueError(f"{name} gives outputs that are not finite; nothing was timed")
+        raise OptionError(f"{name} gives outputs that are not finite; nothing was timed")
     if not isinstance(model, VMamba):
         return
     corner = images[:1, :, :64, :64]
@@ -164,7 +165,7 @@ def check(name: str, model: nn.Module, images: Tensor) -> None:
         expected = model(corner)
     error = float((got - expected).norm() / expected.norm())
     if not error < 1e-4:
-        raise ValueError(f"{name} is wrong by {error:.1e} against the definition of the scan; nothing was timed")
+        raise OptionError(f"{name} is wrong by {error:.1e} against the definition of the scan; nothing was timed")
 
 
 def step(model: nn.Module, images: Tensor, training: bool, autocast: torch.dtype | None = None) -> Callable[[], object]:

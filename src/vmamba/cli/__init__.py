@@ -1,47 +1,72 @@
-"""The ``vmamba`` command: one module per subcommand, each with its arguments and what it does."""
+"""The ``vmamba`` command: one module per subcommand, imported when it is used."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import os
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from vmamba.cli import (
-    analyze,
-    check_data,
-    convert,
-    demo,
-    detect,
-    env,
-    evaluate,
-    models,
-    predict,
-    segment,
-    shapes,
-    train,
-)
-from vmamba.errors import VMambaError
+from vmamba.cli.arguments import add_common
+from vmamba.cli.explanation import explain
+from vmamba.progress import quiet
+from vmamba.terminal import printable
+from vmamba_command import COMMANDS, command_of, interrupted, top_parser
 
-COMMANDS = (models, env, predict, detect, segment, check_data, train, evaluate, analyze, convert, shapes, demo)
+if TYPE_CHECKING:
+    from vmamba.cli.arguments import Commands
+
+ERROR, BUG, CLOSED_PIPE = 2, 70, 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 where some inputs failed, 2 for an error."""
-    options = _parser().parse_args(arguments)
+    """Run the command line; returns the exit status, see ``vmamba --help``."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _parser(arguments).parse_args(arguments)
     try:
-        status: int = options.run(options)
-    except (VMambaError, ValueError, OSError) as error:
-        print(f"vmamba: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("vmamba: interrupted", file=sys.stderr)
-        return 130
+        with quiet(options.quiet):
+            status: int = options.run(options)
+    except KeyboardInterrupt as interruption:
+        return interrupted(interruption)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+        return CLOSED_PIPE
+    except Exception as error:
+        explanation = explain(error)
+        if explanation is None or options.debug:
+            traceback.print_exc()
+        if explanation is None:
+            print(
+                "vmamba: this is a bug; please report it with the text above and what 'vmamba env' prints",
+                file=sys.stderr,
+            )
+            return BUG
+        print(f"vmamba: error: {printable(explanation)}", file=sys.stderr)
+        return ERROR
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vmamba", description="VMamba, the visual state space model.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        command.add_to(commands)
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    parser, commands = top_parser()
+    _add(commands, COMMANDS, __name__, arguments)
     return parser
+
+
+def _add(commands: Commands, table: Mapping[str, str], package: str, arguments: Sequence[str]) -> None:
+    """Add the commands of a table, modules of a package; the one that is named is imported, with its arguments."""
+    chosen = command_of(arguments, table)
+    for name, line in table.items():
+        if name != chosen:
+            commands.add_parser(name, help=line)
+            continue
+        module = importlib.import_module(f"{package}.{name.replace('-', '_')}")
+        if hasattr(module, "COMMANDS"):  # a package of further commands
+            parser = commands.add_parser(name, help=line, description=module.DESCRIPTION)
+            further = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
+            _add(further, module.COMMANDS, module.__name__, arguments[arguments.index(name) + 1 :])
+        else:
+            module.add_to(commands)
+            add_common(commands.choices[name])

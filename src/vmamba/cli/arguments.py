@@ -1,14 +1,14 @@
-"""Values of arguments that several commands take."""
+"""Arguments that several commands take, and their values."""
 
 from __future__ import annotations
 
 import argparse
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+
+from vmamba.errors import OptionError
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -26,24 +26,44 @@ def device(name: str | None) -> torch.device:
     """The device of that name, or the fastest there is.
 
     Raises:
-        ValueError: If there is no such device here.
+        OptionError: If there is no such device here.
     """
     if name is None:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return accelerator or torch.device("cpu")
     try:
-        found = torch.device(name)
-        torch.empty(0, device=found)
+        chosen = torch.device(name)
+        torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None
-    return found
+        raise OptionError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return chosen
 
 
-def outputs(paths: Sequence[Path]) -> dict[Path, str]:
-    """A name for the results of each input file: its own, numbered where several have the same."""
-    seen: Counter[str] = Counter()
-    names = {}
-    for path in paths:
-        seen[path.stem] += 1
-        names[path] = path.stem if seen[path.stem] == 1 else f"{path.stem}_{seen[path.stem]}"
-    return names
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """What every command takes."""
+    parser.add_argument(
+        "--quiet", action="store_true", help="print only errors, and results that are not written to a file"
+    )
+    parser.add_argument("--debug", action="store_true", help="show where an error happened")
+
+
+def add_images(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or quoted glob patterns")
+    parser.add_argument(
+        "--max-pixels",
+        type=positive,
+        metavar="N",
+        help="read images of up to N pixels (default: Pillow's limit, about 179 million)",
+    )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, mps … (default: the fastest there is)")
+
+
+def add_output(parser: argparse.ArgumentParser, folder: str) -> None:
+    parser.add_argument("--output", type=Path, default=Path(folder), metavar="FOLDER", help=f"default: {folder}")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the results as a JSON array")

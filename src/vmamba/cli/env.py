@@ -8,10 +8,10 @@ import platform
 from typing import TYPE_CHECKING, cast
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from vmamba.ops.backends import BACKENDS, select, unavailable
+from vmamba.terminal import console
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
@@ -41,7 +41,7 @@ def run(_: argparse.Namespace) -> int:
     for device in devices:
         choice = select(device)
         table.add_row(f"scans on {device.type}", f"{choice.name}: {choice.reason}")
-    Console().print(table)
+    console().print(table)
     return 0
 
 

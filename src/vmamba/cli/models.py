@@ -6,11 +6,11 @@ import argparse
 from typing import TYPE_CHECKING
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from vmamba.model.backbone import VMamba
 from vmamba.model.variants import VARIANTS
+from vmamba.terminal import console
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
@@ -28,5 +28,5 @@ def run(_: argparse.Namespace) -> int:
             parameters = sum(p.numel() for p in VMamba(variant.config).parameters())
         top1 = f"{variant.top1:.1f}" if variant.top1 else "–"
         table.add_row(name, f"{parameters / 1e6:.1f} M", top1, "224×224", "the authors'" if variant.url else "none")
-    Console().print(table)
+    console().print(table)
     return 0

@@ -3,102 +3,113 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
+import dataclasses
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.table import Column, Table
 
-from vmamba.cli.arguments import device, outputs, positive
+from vmamba.checkpoints.info import info_of
+from vmamba.cli.arguments import add_device, add_images, add_json, add_output, device, positive
+from vmamba.cli.results import Failures, array_file, output_paths, printer, results_folder
 from vmamba.data.images import find_images, read_image
-from vmamba.errors import ImageError
+from vmamba.files import atomic_write
 from vmamba.progress import progress_bar
 from vmamba.tasks.dense.checkpoint import load_segmenter
-from vmamba.tasks.dense.pictures import draw_segmentation
+from vmamba.tasks.dense.pictures import class_fractions, draw_segmentation
 from vmamba.tasks.segmentation.inference import SCALES, Inference, as_tensor, segment
+from vmamba.tasks.segmentation.upernet import UperNet
+from vmamba.terminal import printable
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
 
+RESULTS, CLASSES = "segments.json", "classes.txt"
+#: Classes listed for an image.
+LISTED = 5
+
+EXAMPLES = """examples:
+  vmamba segment photos --checkpoint runs/segmentation/weights/model.safetensors
+  vmamba segment scan.tif --checkpoint model.safetensors --full-size --window 512 --max-pixels 1000000000"""
+
 
 def add_to(commands: Commands) -> None:
-    parser = commands.add_parser("segment", help="find the class of every pixel")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or quoted glob patterns")
+    parser = commands.add_parser("segment", help="find the class of every pixel", epilog=EXAMPLES)
+    add_images(parser)
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="a segmenter, authors' or ours")
+    parser.add_argument("--model", metavar="NAME", help="its backbone (default: the checkpoint's)")
     parser.add_argument(
-        "--model", metavar="NAME", help="its backbone (default: what the checkpoint says or looks like)"
+        "--image-size", type=positive, metavar="PIXELS", help="short side (default: the checkpoint's, or 512)"
     )
-    parser.add_argument("--output", type=Path, default=Path("segments"), metavar="FOLDER", help="default: segments")
-    parser.add_argument("--image-size", type=positive, default=512, metavar="PIXELS", help="short side (default 512)")
     parser.add_argument("--full-size", action="store_true", help="take images at their own size")
-    parser.add_argument("--window", type=positive, metavar="PIXELS", help="slide windows of this side over the image")
+    parser.add_argument("--window", type=positive, metavar="PIXELS", help="slide square windows over the image")
     parser.add_argument("--stride", type=positive, metavar="PIXELS", help="from window to window (default two thirds)")
     parser.add_argument("--multi-scale", action="store_true", help="average six scales of each image, and its mirror")
-    parser.add_argument("--device", help="cpu, cuda, mps … (default: the fastest there is)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_output(parser, "segments")
+    add_device(parser)
+    add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    paths = find_images(options.images)
+    images = find_images(options.images)
+    outputs = output_paths(images, options.output, (".png", "_labels.png"), (RESULTS, CLASSES), options.checkpoint)
     target = device(options.device)
-    inference = Inference(
-        None if options.full_size or options.multi_scale else options.image_size,
-        max_size=max(2048, 4 * options.image_size),
+    model = load_segmenter(options.checkpoint, options.model).to(target).eval()
+    classes, inference = model.config.classes, _inference(model, options)
+    failures = Failures()
+    with ExitStack() as stack:
+        stack.enter_context(results_folder(options.output))
+        with atomic_write(options.output / CLASSES) as file:
+            file.write("".join(f"{printable(name)}\n" for name in classes).encode())
+        save = stack.enter_context(array_file(options.output / RESULTS))
+        show = stack.enter_context(printer(options.json))
+        bar = stack.enter_context(progress_bar("windows"))
+        task = bar.add_task("segmenting", total=None)
+        for number, path in enumerate(images, start=1):
+            with failures.of(path):
+                image = read_image(path, max_pixels=options.max_pixels)
+                windows = inference.windows((image.height, image.width))
+                bar.reset(task, total=windows, description=f"image {number} of {len(images)}")
+                labels = segment(model, as_tensor(image).to(target), inference, on_window=lambda: bar.advance(task))
+                picture, label_map = outputs[path]
+                with atomic_write(label_map) as file:
+                    Image.fromarray(labels.numpy()).save(file, format="PNG")
+                draw_segmentation(picture, image, labels, classes)
+                record = _record(path, label_map, labels, classes)
+                save(record)
+                show([record], [f"{path} → {picture}", *_lines(record)])
+    if not options.json:
+        print(
+            f"wrote pictures, label maps (the value is the line of {CLASSES}, from 0) and {RESULTS} "
+            f"to {printable(options.output)}"
+        )
+    return failures.finish()
+
+
+def _inference(model: UperNet, options: argparse.Namespace) -> Inference:
+    """How to segment: as the checkpoint says, or as the published results were made, with the options' sizes."""
+    settings = info_of(model).preprocessing
+    inference = Inference() if settings is None else Inference.of(settings)
+    image_size = options.image_size or inference.image_size
+    return dataclasses.replace(
+        inference,
+        image_size=None if options.full_size or options.multi_scale else image_size,
+        max_size=max(inference.max_size, 4 * (options.image_size or 0)),
         window=options.window,
         stride=options.stride,
         scales=SCALES if options.multi_scale else (1.0,),
         flip=options.multi_scale,
     )
-    model = load_segmenter(options.checkpoint, options.model).to(target).eval()
-    classes = model.config.classes
-    names = outputs(paths)
-    failures: list[ImageError] = []
-    records: list[dict[str, Any]] = []
-    table = Table(Column("image", overflow="fold"), "class", "share")
-    with progress_bar("windows") as bar:
-        task = bar.add_task("segmenting", total=None)
-        for number, path in enumerate(paths):
-            try:
-                image = read_image(path)
-            except ImageError as error:
-                failures.append(error)
-                continue
-            steps = inference.windows((image.height, image.width))
-            bar.reset(task, total=steps, description=f"image {number + 1} of {len(paths)}")
-            labels = segment(model, as_tensor(image).to(target), inference, on_window=lambda: bar.advance(task))
-            options.output.mkdir(parents=True, exist_ok=True)
-            label_map = options.output / f"{names[path]}_labels.png"
-            Image.fromarray(labels.numpy()).save(label_map)
-            draw_segmentation(options.output / f"{names[path]}.png", image, labels, classes)
-            record = {"image": str(path), "labels": str(label_map), "shares": _shares(labels, classes)}
-            records.append(record)
-            _add_rows(table, record)
-    if records:
-        (options.output / "classes.txt").write_text("\n".join(classes) + "\n", encoding="utf-8")
-        (options.output / "segments.json").write_text(json.dumps(records, indent=1, ensure_ascii=False))
-    if options.json:
-        print(json.dumps(records, indent=2, ensure_ascii=False))
-    elif records:
-        Console().print(table)
-        print(f"wrote pictures, label maps (pixel value = line of classes.txt, from 0) and JSON to {options.output}")
-    for failure in failures:
-        print(f"vmamba: skipped: {failure}", file=sys.stderr)
-    return 1 if failures else 0
 
 
-def _shares(labels: torch.Tensor, classes: tuple[str, ...]) -> dict[str, float]:
-    """Share of the image of each class in it, largest first."""
-    found, counts = labels.unique(return_counts=True)
-    shares = {classes[i]: n / labels.numel() for i, n in zip(found.tolist(), counts.tolist(), strict=True)}
-    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+def _record(path: Path, label_map: Path, labels: torch.Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
+    """The image, its label map, and the fraction of each class of its area, largest first."""
+    fractions = {classes[index]: fraction for index, fraction in class_fractions(labels)}
+    return {"image": str(path), "labels": str(label_map), "shares": fractions}
 
 
-def _add_rows(table: Table, record: dict[str, Any]) -> None:
-    for i, (name, share) in enumerate(list(record["shares"].items())[:5]):
-        last = i == min(len(record["shares"]), 5) - 1
-        table.add_row("" if i else record["image"], name, f"{share:.1%}", end_section=last)
+def _lines(record: dict[str, Any]) -> list[str]:
+    return [f"{fraction:7.1%}  {name}" for name, fraction in list(record["shares"].items())[:LISTED]]

@@ -30,7 +30,7 @@ _RECIPE = f"name or YAML file (default {FINETUNE} with weights to start from, {S
 
 _EPILOG = f"""recipes: {", ".join(list_recipes())}
 
-exit status: 0 done, 1 a bug, 2 error, {DIVERGED} the loss is not finite, {INTERRUPTED} stopped by SIGTERM, SIGUSR1 or
+exit status: 0 done, 2 error, 70 a bug, {DIVERGED} the loss is not finite, {INTERRUPTED} stopped by SIGTERM, SIGUSR1 or
 Ctrl-C before the first step or after saving (the same command with --resume auto continues), 130 a second Ctrl-C.
 
 On several GPUs or machines:

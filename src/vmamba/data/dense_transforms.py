@@ -21,9 +21,12 @@ _SHORT_3X = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
 
 
 def fit(size: Sequence[int], short: float, long: float) -> tuple[int, int]:
-    """Height and width, in proportion, as large as possible with these limits on the short and the long side."""
+    """Height and width, in proportion, as large as possible with these limits on the short and the long side.
+
+    Neither is 0, however long the image is.
+    """
     scale = min(long / max(size), short / min(size))
-    return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
+    return max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
 
 
 def resize_image(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

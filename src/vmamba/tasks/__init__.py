@@ -6,6 +6,8 @@ import difflib
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from vmamba.errors import OptionError
+
 if TYPE_CHECKING:
     from vmamba.tasks.protocol import Task
 
@@ -21,12 +23,12 @@ def task_class(name: str) -> type[Task]:
     """The task of that name.
 
     Raises:
-        ValueError: If there is none; the nearest is suggested.
+        OptionError: If there is none; the nearest is suggested.
     """
     if name not in TASKS:
         near = difflib.get_close_matches(name, TASKS, n=1)
         hint = f"do you mean {near[0]!r}?" if near else f"choose one of {', '.join(TASKS)}"
-        raise ValueError(f"unknown task {name!r}; {hint}")
+        raise OptionError(f"unknown task {name!r}; {hint}")
     module, attribute = TASKS[name]
     found: type[Task] = getattr(import_module(module), attribute)
     return found

@@ -51,9 +51,15 @@ def test_unreadable_images_are_reported_and_the_others_done(colours: list[Path],
     (tmp_path / "broken.png").write_bytes(b"not an image")
     paths = [colours[0], tmp_path / "broken.png", colours[2]]
     model, failures = MeanColour(), []
-    predictions = list(predict(model, paths, transform=eval_transform(model, 32), on_error=failures.append))
+
+    def on_error(path: Path, error: Exception) -> None:
+        failures.append((path, error))
+
+    predictions = list(predict(model, paths, transform=eval_transform(model, 32), on_error=on_error))
     assert [p.path for p in predictions] == [colours[0], colours[2]]
-    assert "broken.png" in str(failures[0])
+    ((path, error),) = failures
+    assert path == paths[1]
+    assert isinstance(error, ImageError)
     with pytest.raises(ImageError, match=r"broken\.png"):
         list(predict(model, paths, transform=eval_transform(model, 32)))
 

@@ -1,19 +1,14 @@
-"""``vmamba analyze``: one module per analysis, each with its arguments; what they compute is in `vmamba.analysis`."""
+"""``vmamba analyze``: one module per analysis, imported when it is used; `vmamba.analysis` has what they compute."""
 
-from __future__ import annotations
+DESCRIPTION = "Look inside models, and compare them. Every analysis writes tables and pictures."
 
-from typing import TYPE_CHECKING
-
-from vmamba.cli.analyze import activation, attention, cost, erf, scaling, scans, steps, throughput
-
-if TYPE_CHECKING:
-    from vmamba.cli.arguments import Commands
-
-ANALYSES = (attention, activation, erf, cost, throughput, scaling, scans, steps)
-
-
-def add_to(commands: Commands) -> None:
-    parser = commands.add_parser("analyze", help="look inside models, and compare them")
-    analyses = parser.add_subparsers(required=True, metavar="ANALYSIS")
-    for analysis in ANALYSES:
-        analysis.add_to(analyses)
+COMMANDS = {
+    "attention": "which tokens the output of a token is made of, per route",
+    "activation": "what a layer computes for a position, and where a class is seen",
+    "erf": "which pixels the centre of the last feature map depends on",
+    "cost": "parameters, multiply-adds, activations, per layer and in all",
+    "throughput": "images per second and peak memory, models taking turns",
+    "scaling": "the same against resolution",
+    "scans": "train the scan patterns alike on built-in tasks and compare them",
+    "steps": "from the vanilla block to the fast one, step by step",
+}

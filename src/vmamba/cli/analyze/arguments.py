@@ -6,15 +6,18 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from vmamba.analysis import draw
 from vmamba.analysis.attention import ss2d_layers
 from vmamba.analysis.models import load_model
-from vmamba.analysis.tables import Row
 from vmamba.analysis.throughput import Speed
-from vmamba.cli.arguments import positive
+from vmamba.cli.arguments import add_device, positive
+from vmamba.files import refuse_overwriting
+from vmamba.progress import remark
+from vmamba.tables import Row
+from vmamba.terminal import console
 
 #: VMamba-T and its peers in timm.
 PEERS = ("vmamba_tiny_s1l8", "resnet50", "convnext_tiny", "swin_tiny_patch4_window7_224", "deit_small_patch16_224")
@@ -62,14 +65,28 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def model(options: argparse.Namespace) -> nn.Module:
     """The model of the arguments of `add_model`; says so where its weights are random."""
     if options.checkpoint is None and not options.pretrained:
-        print("no --checkpoint or --pretrained: the weights are random")
+        remark("no --checkpoint or --pretrained: the weights are random")
     return load_model(
         options.model, checkpoint=options.checkpoint, pretrained=options.pretrained, image_size=options.image_size
     )
 
 
-def add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, default=Path("analysis"), metavar="FOLDER", help="default: analysis")
+def output_files(options: argparse.Namespace, name: str, table: str, inputs: Sequence[Path | None] = ()) -> list[Path]:
+    """The table of an analysis, ``NAME.csv`` or ``.json``, and its pictures' common stem, in the output folder.
+
+    Args:
+        options: With ``output``.
+        name: Of the analysis.
+        table: Ending of the table.
+        inputs: Files that it reads.
+
+    Raises:
+        OptionError: If an output would be written over an input.
+    """
+    stem = options.output / name
+    outputs = [stem.with_name(name + ending) for ending in (table, *draw.ENDINGS)]
+    refuse_overwriting(outputs, [path for path in inputs if path is not None])
+    return [outputs[0], stem]
 
 
 def add_image_size(parser: argparse.ArgumentParser, default: str = "224") -> None:
@@ -85,7 +102,7 @@ def add_timing(parser: argparse.ArgumentParser, modes: Sequence[str] = MODES) ->
     parser.add_argument("--mode", nargs="+", choices=MODES, default=modes, help=f"default: {' '.join(modes)}")
     parser.add_argument("--rounds", type=positive, default=11, metavar="N", help="timed steps of each (default 11)")
     parser.add_argument("--channels-last", action="store_true", help="give timm's models channels-last memory")
-    parser.add_argument("--device", help="cpu, cuda, mps … (default: the fastest there is)")
+    add_device(parser)
 
 
 def speed_row(speed: Speed, memory: int | None) -> Row:
@@ -119,9 +136,9 @@ def print_speeds(rows: Sequence[Row]) -> None:
             str(row["peak_memory_mib"]),
             end_section=(row["mode"], row["height"]) != (after["mode"], after["height"]),
         )
-    Console().print(table)
+    console().print(table)
 
 
 def report(paths: Sequence[Path]) -> None:
     """Say what was written."""
-    print("wrote " + ", ".join(map(str, paths)))
+    remark("wrote " + ", ".join(map(str, paths)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -15,14 +14,16 @@ from vmamba.analysis.images import load_image
 from vmamba.cli.analyze.arguments import (
     add_image_size,
     add_model,
-    add_output,
     block,
     last_block_of_third_stage,
     model,
+    output_files,
     position,
     report,
     token,
 )
+from vmamba.cli.arguments import add_output
+from vmamba.cli.results import write_json
 from vmamba.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -30,9 +31,15 @@ if TYPE_CHECKING:
 
 QUERIES = ((0.25, 0.25), (0.5, 0.5), (0.75, 0.75))
 
+EXAMPLES = """examples:
+  vmamba analyze attention photo.jpg --model vmamba_tiny_s1l8 --pretrained
+  vmamba analyze attention photo.jpg --checkpoint model.safetensors --block 2.7 --query 0.5,0.5 --normalised"""
+
 
 def add_to(commands: Commands) -> None:
-    parser = commands.add_parser("attention", help="which tokens the output of a token is made of, per route")
+    parser = commands.add_parser(
+        "attention", help="which tokens the output of a token is made of, per route", epilog=EXAMPLES
+    )
     parser.add_argument("image", type=Path, help="a picture")
     add_model(parser)
     parser.add_argument(
@@ -52,11 +59,12 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--signed", action="store_true", help="average the values over channels, not the magnitudes")
     parser.add_argument("--normalised", action="store_true", help="let the row of every route sum to one")
     add_image_size(parser)
-    add_output(parser)
+    add_output(parser, "analysis")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
+    table, stem = output_files(options, "attention", ".json", [options.image, options.checkpoint])
     net = model(options)
     pixels, image = load_image(options.image, net, options.image_size)
     name = options.block or last_block_of_third_stage(net)
@@ -69,18 +77,14 @@ def run(options: argparse.Namespace) -> int:
                 attention_rows(scans, query, options.kind, magnitude=not options.signed, normalised=options.normalised)
             )
     routes = [scan.name for scan in scans]
-    target = options.output / "attention.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    found = [
+    per_query = [
         {"query": query, "routes": [{"route": r, "row": m.tolist()} for r, m in zip(routes, maps, strict=True)]}
         for query, maps in zip(queries, rows, strict=True)
     ]
     settings = {"image": str(options.image), "block": name, "grid": scans[0].grid, "kind": options.kind}
     settings |= {"values": "signed" if options.signed else "magnitudes", "normalised": options.normalised}
-    target.write_text(json.dumps(settings | {"queries": found}) + "\n", encoding="utf-8")
+    write_json(table, settings | {"queries": per_query})
     title = f"{name}: {options.kind.replace('_', ' ')}" + (", normalised" if options.normalised else "")
-    paths = draw.attention(
-        pixels, queries, torch.stack(rows).numpy(), routes, options.output / "attention", title, signed=options.signed
-    )
-    report([target, *paths])
+    pictures = draw.attention(pixels, queries, torch.stack(rows).numpy(), routes, stem, title, signed=options.signed)
+    report([table, *pictures])
     return 0

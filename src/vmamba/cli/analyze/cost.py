@@ -6,31 +6,39 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Column, Table
 
 from vmamba.analysis import draw
 from vmamba.analysis.cost import KINDS, LayerCost, cost
 from vmamba.analysis.models import load_model
-from vmamba.analysis.tables import write_csv
-from vmamba.cli.analyze.arguments import add_image_size, add_output, report
+from vmamba.cli.analyze.arguments import add_image_size, output_files, report
+from vmamba.cli.arguments import add_output
 from vmamba.progress import progress_bar
+from vmamba.tables import write_csv
+from vmamba.terminal import console
 from vmamba.zoo import list_models
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
 
+EXAMPLES = """examples:
+  vmamba analyze cost
+  vmamba analyze cost vmamba_tiny_s1l8 convnext_tiny --image-size 512x1024 --depth 2"""
+
 
 def add_to(commands: Commands) -> None:
-    parser = commands.add_parser("cost", help="parameters, multiply-adds, activations, per layer and in all")
+    parser = commands.add_parser(
+        "cost", help="parameters, multiply-adds, activations, per layer and in all", epilog=EXAMPLES
+    )
     parser.add_argument("models", nargs="*", metavar="MODEL", help="ours or timm's (default: all of ours)")
     parser.add_argument("--depth", type=int, default=0, help="levels of modules to print (default 0: the total)")
     add_image_size(parser)
-    add_output(parser)
+    add_output(parser, "analysis")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
+    table, stem = output_files(options, "cost", ".csv")
     models: dict[str, list[LayerCost]] = {}
     with progress_bar("models") as bar:
         for name in bar.track(options.models or list_models(), description="counting"):
@@ -39,9 +47,9 @@ def run(options: argparse.Namespace) -> int:
     image = "{}×{}".format(*options.image_size)
     _print(models, options.depth, f"one image of {image}")
     rows = [_row(name, layer) for name, layers in models.items() for layer in layers]
-    paths = [write_csv(options.output / "cost.csv", rows, {"image": image})]
+    write_csv(table, rows, {"image": image})
     by_kind = {name: layers[0].macs for name, layers in models.items()}
-    report(paths + draw.cost(by_kind, options.output / "cost", f"Cost of one image of {image}, as the paper counts"))
+    report([table, *draw.cost(by_kind, stem, f"Cost of one image of {image}, as the paper counts")])
     return 0
 
 
@@ -66,4 +74,4 @@ def _print(models: Mapping[str, list[LayerCost]], depth: int, title: str) -> Non
                     f"{layer.flops / 1e9:.3f} G",
                     f"{layer.activations / 1e6:.2f} M",
                 )
-    Console().print(table)
+    console().print(table)

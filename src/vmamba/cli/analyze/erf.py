@@ -4,33 +4,39 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from vmamba.analysis import draw
-from vmamba.analysis.erf import SHARES, ReceptiveField, receptive_field
+from vmamba.analysis.erf import LEVELS, ReceptiveField, receptive_field
 from vmamba.analysis.images import load_image
 from vmamba.analysis.models import load_model
-from vmamba.analysis.tables import write_csv
-from vmamba.cli.analyze.arguments import PEERS, add_image_size, add_output, report
-from vmamba.cli.arguments import device, positive
+from vmamba.cli.analyze.arguments import PEERS, add_image_size, output_files, report
+from vmamba.cli.arguments import add_device, add_output, device, positive
 from vmamba.data.images import find_images
 from vmamba.model.backbone import VMamba
 from vmamba.progress import progress_bar
+from vmamba.tables import write_csv
+from vmamba.terminal import console
 from vmamba.zoo import model_from_checkpoint
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
 
+EXAMPLES = """examples:
+  vmamba analyze erf vmamba_tiny_s1l8 resnet50 --count 16
+  vmamba analyze erf --checkpoint model.safetensors --images photos"""
+
 
 def add_to(commands: Commands) -> None:
-    parser = commands.add_parser("erf", help="which pixels the centre of the last feature map depends on")
+    parser = commands.add_parser(
+        "erf", help="which pixels the centre of the last feature map depends on", epilog=EXAMPLES
+    )
     parser.add_argument(
         "models", nargs="*", metavar="MODEL", help=f"ours or timm's (default without --checkpoint: {' '.join(PEERS)})"
     )
@@ -46,15 +52,17 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--images", nargs="+", metavar="IMAGE", help="files, folders, patterns (default: noise)")
     parser.add_argument("--count", type=positive, default=4, help="images to average over (default 4)")
     parser.add_argument("--seed", type=int, default=0, help="of random weights and noise")
-    parser.add_argument("--device", help="cpu, cuda, mps … (default: the fastest there is)")
+    add_device(parser)
     add_image_size(parser)
-    add_output(parser)
+    add_output(parser, "analysis")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
+    images = find_images(options.images)[: options.count] if options.images else None
+    table, stem = output_files(options, "erf", ".csv", [*(images or ()), *options.checkpoint])
     target = device(options.device)
-    found: dict[str, ReceptiveField] = {}
+    fields: dict[str, ReceptiveField] = {}
     rows: list[dict[str, object]] = []
     cases = _cases(options)
     with progress_bar("images") as bar:
@@ -63,20 +71,20 @@ def run(options: argparse.Namespace) -> int:
             bar.update(task, description=f"{name} {state}")
             torch.manual_seed(options.seed)
             model = create().to(target).eval()
-            images = (image.to(target) for image in _images(options, model))
-            field = receptive_field(model, bar.track(images, task_id=task))
-            found[f"{name}\n{state}"] = field
-            held = {f"pixels holding {share:.0%}": round(field.pixels_holding(share), 6) for share in SHARES}
+            batches = (image.to(target) for image in _batches(options, images, model))
+            field = receptive_field(model, bar.track(batches, task_id=task))
+            fields[f"{name}\n{state}"] = field
+            held = {f"pixels holding {level:.0%}": round(field.pixels_holding(level), 6) for level in LEVELS}
             rows.append({"model": name, "weights": state, "images": field.images} | held)
     head = {"image": "{}×{}".format(*options.image_size), "input": "files" if options.images else "Gaussian noise"}
-    table = Table(*rows[0], title=f"share of the {head['image']} pixels that hold a share of the energy")
+    shown = Table(*rows[0], title=f"fraction of the {head['image']} pixels that hold a fraction of the energy")
     for row in rows:
-        table.add_row(*(f"{value:.2%}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console().print(table)
-    paths = [write_csv(options.output / "erf.csv", rows, head)]
-    maps = {name: field.energy.numpy() for name, field in found.items()}
-    shares = {name: [field.pixels_holding(share) for share in SHARES] for name, field in found.items()}
-    report(paths + draw.receptive_fields(maps, shares, SHARES, options.output / "erf"))
+        shown.add_row(*(f"{value:.2%}" if isinstance(value, float) else str(value) for value in row.values()))
+    console().print(shown)
+    write_csv(table, rows, head)
+    maps = {name: field.energy.numpy() for name, field in fields.items()}
+    fractions = {name: [field.pixels_holding(level) for level in LEVELS] for name, field in fields.items()}
+    report([table, *draw.receptive_fields(maps, fractions, LEVELS, stem)])
     return 0
 
 
@@ -95,11 +103,11 @@ def _cases(options: argparse.Namespace) -> dict[tuple[str, str], Callable[[], nn
     return cases
 
 
-def _images(options: argparse.Namespace, model: nn.Module) -> Iterator[Tensor]:
-    """`--count` images of one, from files or noise."""
-    if options.images is None:
+def _batches(options: argparse.Namespace, images: Sequence[Path] | None, model: nn.Module) -> Iterator[Tensor]:
+    """`--count` batches of one image, from files or noise."""
+    if images is None:
         channels = int(getattr(model, "in_chans", 3))
         yield from (torch.randn(1, channels, *options.image_size) for _ in range(options.count))
         return
-    for path in find_images(options.images)[: options.count]:
+    for path in images:
         yield load_image(path, model, options.image_size)[1]

@@ -6,19 +6,22 @@ import argparse
 from typing import TYPE_CHECKING
 
 from vmamba.analysis import draw
-from vmamba.analysis.tables import write_csv
 from vmamba.analysis.throughput import environment, measure, peak_memory
-from vmamba.cli.analyze.arguments import add_output, add_timing, print_speeds, report, speed_row
-from vmamba.cli.arguments import device, positive
+from vmamba.cli.analyze.arguments import add_timing, output_files, print_speeds, report, speed_row
+from vmamba.cli.arguments import add_output, device, positive
+from vmamba.tables import write_csv
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
 
 SIZES = (224, 320, 448, 640)
 
+EXAMPLES = """examples:
+  vmamba analyze scaling vmamba_tiny_s1l8 swin_tiny_patch4_window7_224 --sizes 224 448 896"""
+
 
 def add_to(commands: Commands) -> None:
-    parser = commands.add_parser("scaling", help="the same against resolution")
+    parser = commands.add_parser("scaling", help="the same against resolution", epilog=EXAMPLES)
     add_timing(parser, modes=("inference",))
     parser.add_argument("--batch-size", type=positive, default=1, metavar="N", help="default 1")
     parser.add_argument(
@@ -27,15 +30,16 @@ def add_to(commands: Commands) -> None:
         type=positive,
         default=SIZES,
         metavar="PIXELS",
-        help=f"sides of the image (default {' '.join(map(str, SIZES))})",
+        help=f"height and width of the image (default {' '.join(map(str, SIZES))})",
     )
-    add_output(parser)
+    add_output(parser, "analysis")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
+    table, stem = output_files(options, "scaling", ".csv")
     target = device(options.device)
-    sizes = [(side, side) for side in sorted(set(options.sizes))]
+    sizes = [(size, size) for size in sorted(set(options.sizes))]
     rows = []
     for mode in options.mode:
         training = mode == "training"
@@ -57,11 +61,7 @@ def run(options: argparse.Namespace) -> int:
         rows += [speed_row(speed, memory[speed.model][speed.image_size]) for speed in speeds]
     print_speeds(rows)
     head = environment(target)
-    paths = [write_csv(options.output / "scaling.csv", rows, head)]
-    report(
-        paths
-        + draw.scaling(
-            rows, options.output / "scaling", f"batch {options.batch_size}, {head['threads']} threads, {target}"
-        )
-    )
+    write_csv(table, rows, head)
+    title = f"batch {options.batch_size}, {head['threads']} threads, {target}"
+    report([table, *draw.scaling(rows, stem, title)])
     return 0

@@ -8,37 +8,43 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from vmamba.analysis import draw
 from vmamba.analysis.scans import PATTERNS, TASKS, Outcome, accuracy, summary, train, untrained
-from vmamba.analysis.tables import Row, write_csv
 from vmamba.checkpoints.saving import save_weights
-from vmamba.cli.analyze.arguments import add_output, report
-from vmamba.cli.arguments import positive
+from vmamba.cli.analyze.arguments import output_files, report
+from vmamba.cli.arguments import add_output, positive
 from vmamba.progress import progress_bar
+from vmamba.tables import Row, write_csv
+from vmamba.terminal import console
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
 
+EXAMPLES = """examples:
+  vmamba analyze scans --tasks direction --seeds 1 --steps 100"""
+
 
 def add_to(commands: Commands) -> None:
-    parser = commands.add_parser("scans", help="train the scan patterns alike on built-in tasks and compare them")
+    parser = commands.add_parser(
+        "scans", help="train the scan patterns alike on built-in tasks and compare them", epilog=EXAMPLES
+    )
     parser.add_argument(
         "--tasks", nargs="+", choices=TASKS, default=("direction", "digits"), help="default: direction digits"
     )
     parser.add_argument("--patterns", nargs="+", choices=PATTERNS, default=PATTERNS, help="default: all")
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="models per pattern (default 3)")
     parser.add_argument("--steps", type=positive, default=300, metavar="N", help="of 64 images each (default 300)")
-    add_output(parser)
+    add_output(parser, "analysis")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     outcomes: list[Outcome] = []
     weights: list[Path] = []
-    target, head = options.output / "scans.csv", {"steps": str(options.steps), "torch": torch.__version__}
+    target, stem = output_files(options, "scans", ".csv")
+    head = {"steps": str(options.steps), "torch": torch.__version__}
     # Seed by seed, each model written down when it is done: an interrupted study is a smaller study.
     runs = [(seed, pattern) for seed in range(options.seeds) for pattern in options.patterns]
     with progress_bar("steps") as bar:
@@ -58,9 +64,9 @@ def run(options: argparse.Namespace) -> int:
     table = Table(*rows[0], title="accuracy on test images, %")
     for row in rows:
         table.add_row(*map(str, row.values()))
-    Console().print(table)
+    console().print(table)
     title = f"scan patterns trained alike, {options.steps} steps"
-    report([target, *weights, *draw.scans(rows, _rows(outcomes), options.output / "scans", title)])
+    report([target, *weights, *draw.scans(rows, _rows(outcomes), stem, title)])
     return 0
 
 

@@ -5,32 +5,36 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
 from vmamba.analysis import draw
 from vmamba.analysis.steps import acceleration_steps, measure_steps
-from vmamba.analysis.tables import write_csv
 from vmamba.analysis.throughput import environment
-from vmamba.cli.analyze.arguments import MODES, add_image_size, add_output, report
-from vmamba.cli.arguments import device, positive
+from vmamba.cli.analyze.arguments import MODES, add_image_size, output_files, report
+from vmamba.cli.arguments import add_device, add_output, device, positive
+from vmamba.tables import write_csv
+from vmamba.terminal import console
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
 
+EXAMPLES = """examples:
+  vmamba analyze steps --batch-size 8 --rounds 3"""
+
 
 def add_to(commands: Commands) -> None:
-    parser = commands.add_parser("steps", help="from the vanilla block to the fast one, step by step")
+    parser = commands.add_parser("steps", help="from the vanilla block to the fast one, step by step", epilog=EXAMPLES)
     parser.add_argument("--mode", choices=MODES, default="inference", help="default inference")
     parser.add_argument("--batch-size", type=positive, default=1, metavar="N", help="default 1")
     parser.add_argument("--rounds", type=positive, default=5, metavar="N", help="timed runs of each (default 5)")
-    parser.add_argument("--device", help="cpu, cuda, mps … (default: the fastest there is)")
+    add_device(parser)
     add_image_size(parser)
-    add_output(parser)
+    add_output(parser, "analysis")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
+    file, stem = output_files(options, "steps", ".csv")
     target = device(options.device)
     results = measure_steps(
         acceleration_steps(target),
@@ -59,11 +63,11 @@ def run(options: argparse.Namespace) -> int:
         size, macs = f"{result.cost.parameters / 1e6:.1f} M", f"{result.cost.total_macs / 1e9:.2f} G"
         times = f"{row['ms']:.4g} ({row['ms_low']:.4g} – {row['ms_high']:.4g})"
         table.add_row(result.step.name, result.step.backend, size, macs, f"{result.images_per_second:.3g}", times)
-    Console().print(table)
+    console().print(table)
     head = environment(target) | {"mode": options.mode}
-    paths = [write_csv(options.output / "steps.csv", rows, head)]
+    write_csv(file, rows, head)
     title = "{}×{}, batch {}, {}, {} threads".format(
         *options.image_size, options.batch_size, options.mode, head["threads"]
     )
-    report(paths + draw.steps(rows, options.output / "steps", title))
+    report([file, *draw.steps(rows, stem, title)])
     return 0

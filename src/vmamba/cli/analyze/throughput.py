@@ -6,25 +6,32 @@ import argparse
 from typing import TYPE_CHECKING
 
 from vmamba.analysis import draw
-from vmamba.analysis.tables import write_csv
 from vmamba.analysis.throughput import environment, measure, peak_memory
-from vmamba.cli.analyze.arguments import add_image_size, add_output, add_timing, print_speeds, report, speed_row
-from vmamba.cli.arguments import device, positive
+from vmamba.cli.analyze.arguments import add_image_size, add_timing, output_files, print_speeds, report, speed_row
+from vmamba.cli.arguments import add_output, device, positive
+from vmamba.tables import write_csv
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
 
+EXAMPLES = """examples:
+  vmamba analyze throughput
+  vmamba analyze throughput vmamba_tiny_s1l8 resnet50 --mode inference --batch-size 1 --rounds 21"""
+
 
 def add_to(commands: Commands) -> None:
-    parser = commands.add_parser("throughput", help="images per second and peak memory, models taking turns")
+    parser = commands.add_parser(
+        "throughput", help="images per second and peak memory, models taking turns", epilog=EXAMPLES
+    )
     add_timing(parser)
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="default 8")
     add_image_size(parser)
-    add_output(parser)
+    add_output(parser, "analysis")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
+    table, stem = output_files(options, "throughput", ".csv")
     target = device(options.device)
     rows = []
     for mode in options.mode:
@@ -45,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
             rows.append(speed_row(speed, memory))
     print_speeds(rows)
     head = environment(target)
-    paths = [write_csv(options.output / "throughput.csv", rows, head)]
+    write_csv(table, rows, head)
     title = "{}×{}, batch {}".format(*options.image_size, options.batch_size)
-    report(paths + draw.throughput(rows, options.output / "throughput", f"{title}, {head['threads']} threads"))
+    report([table, *draw.throughput(rows, stem, f"{title}, {head['threads']} threads")])
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vmamba.errors import DataError
+from vmamba.tables import write_table
 
 
 class Accuracy:
@@ -60,19 +60,17 @@ class Accuracy:
     def write(self, folder: Path, names: Sequence[str]) -> list[Path]:
         """Write ``per_class.csv`` and ``confusion.csv`` (rows: the truth); the paths."""
         confusion = self.confusion.cpu()
-        folder.mkdir(parents=True, exist_ok=True)
-        per_class, matrix = folder / "per_class.csv", folder / "confusion.csv"
-        right, truth, guessed = confusion.diagonal().tolist(), confusion.sum(1).tolist(), confusion.sum(0).tolist()
-        with per_class.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["class", "images", "recall_percent", "precision_percent"])
-            for name, *counts in zip(names, right, truth, guessed, strict=True):
-                writer.writerow([name, counts[1], _percent(counts[0], counts[1]), _percent(counts[0], counts[2])])
-        with matrix.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["truth \\ prediction", *names])
-            writer.writerows([name, *row] for name, row in zip(names, confusion.tolist(), strict=True))
-        return [per_class, matrix]
+        hits, truth, guessed = confusion.diagonal().tolist(), confusion.sum(1).tolist(), confusion.sum(0).tolist()
+        per_class = [
+            (name, images, _percent(hit, images), _percent(hit, predicted))
+            for name, hit, images, predicted in zip(names, hits, truth, guessed, strict=True)
+        ]
+        matrix = [[name, *row] for name, row in zip(names, confusion.tolist(), strict=True)]
+        columns = ("class", "images", "recall_percent", "precision_percent")
+        return [
+            write_table(folder / "per_class.csv", columns, per_class),
+            write_table(folder / "confusion.csv", ["truth \\ prediction", *names], matrix),
+        ]
 
 
 def _percent(part: int, whole: int) -> str:

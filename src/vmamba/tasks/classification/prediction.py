@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from timm.data import ImageNetInfo, create_transform, resolve_data_config
 from torch import Tensor, nn
 
 from vmamba.data.images import read_image
-from vmamba.errors import ImageError
+from vmamba.errors import DataError, OptionError
 
 Transform = Callable[[Image.Image], Tensor]
+
+#: Longest side of an image that is looked at, in units of its shortest.
+_MAX_ASPECT = 16
 
 
 @dataclass(frozen=True)
@@ -38,19 +43,41 @@ def eval_transform(model: nn.Module, image_size: int | None = None) -> Transform
 
     Args:
         model: Its ``pretrained_cfg`` says how it was trained, where it has one.
-        image_size: Side of the crop in pixels; None for the model's own.
+        image_size: Height and width of the crop in pixels; None for the model's own.
 
     Returns:
         PIL image (RGB) → float32 (3, S, S).
     """
-    config = resolve_data_config({"img_size": image_size} if image_size else {}, pretrained_cfg=_data_settings(model))
+    published = {"input_size": (3, 224, 224), "crop_pct": 0.875, "interpolation": "bicubic"}
+    settings = published | (getattr(model, "pretrained_cfg", None) or {})
+    return evaluation_transform(
+        resolve_data_config({"img_size": image_size} if image_size else {}, pretrained_cfg=settings)
+    )
+
+
+def evaluation_transform(config: Mapping[str, Any]) -> Transform:
+    """The preprocessing that a data configuration of timm's describes, for images of any shape.
+
+    Args:
+        config: As `timm.data.resolve_data_config` gives it.
+
+    Returns:
+        PIL image (RGB) → float32 (3, S, S).
+    """
     transform: Transform = create_transform(**config)
-    return transform
+    return lambda image: transform(_middle(image))
 
 
-def _data_settings(model: nn.Module) -> dict[str, object]:
-    settings = getattr(model, "pretrained_cfg", None)
-    return settings or {"input_size": (3, 224, 224), "crop_pct": 0.875, "interpolation": "bicubic"}
+def _middle(image: Image.Image) -> Image.Image:
+    """The middle of an image of extreme shape, of which the centre crop leaves less still.
+
+    Resized as a whole, a line of 100 000 pixels would take gigabytes.
+    """
+    width, height = (min(length, _MAX_ASPECT * min(image.size)) for length in image.size)
+    if (width, height) == image.size:
+        return image
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return Image.fromarray(np.asarray(image)[top : top + height, left : left + width])
 
 
 def predict(
@@ -61,7 +88,8 @@ def predict(
     topk: int = 5,
     batch_size: int = 16,
     device: torch.device | str = "cpu",
-    on_error: Callable[[ImageError], None] | None = None,
+    max_pixels: int | None = None,
+    on_error: Callable[[Path, Exception], None] | None = None,
 ) -> Iterator[Prediction]:
     """Classify image files in batches, in order.
 
@@ -72,19 +100,20 @@ def predict(
         topk: Classes per image, at most all of them.
         batch_size: Images per forward pass.
         device: Where to run.
-        on_error: Called with an image that cannot be read, which is then left out; without it the error is raised.
+        max_pixels: See `vmamba.data.images.read_image`.
+        on_error: Called with an image that failed and the reason; the others are done. Without it the error is raised.
 
     Yields:
-        A `Prediction` per readable image.
+        A `Prediction` per image, as soon as its batch is done.
 
     Raises:
         ImageError: For an unreadable image, without `on_error`.
-        ValueError: For a `topk` or `batch_size` below 1.
+        OptionError: For a `topk` or `batch_size` below 1.
     """
     if topk < 1 or batch_size < 1:
-        raise ValueError(f"topk and batch_size must be at least 1, got {topk} and {batch_size}")
+        raise OptionError(f"topk and batch_size must be at least 1, got {topk} and {batch_size}")
     model = model.to(device).eval()
-    images = _readable(paths, transform, on_error)
+    images = _prepared(paths, lambda path: transform(read_image(path, max_pixels=max_pixels)), on_error)
     while batch := list(islice(images, batch_size)):
         with torch.inference_mode():
             logits = model(torch.stack([pixels for _, pixels in batch]).to(device))
@@ -93,38 +122,45 @@ def predict(
             yield Prediction(path, tuple(row), tuple(p))
 
 
-def _readable(
-    paths: Iterable[Path], transform: Transform, on_error: Callable[[ImageError], None] | None
+def _prepared(
+    paths: Iterable[Path],
+    read: Callable[[Path], Tensor],
+    on_error: Callable[[Path, Exception], None] | None,
 ) -> Iterator[tuple[Path, Tensor]]:
     for path in paths:
         try:
-            image = read_image(path)
-        except ImageError as error:
+            pixels = read(path)
+        except Exception as error:
             if on_error is None:
                 raise
-            on_error(error)
+            on_error(path, error)
         else:
-            yield path, transform(image)
+            yield path, pixels
 
 
-def class_names(num_classes: int, labels: Path | None = None) -> Sequence[str]:
-    """Names of the classes: from a file, else ImageNet-1K's where there are 1000, else their numbers.
+def class_names(num_classes: int, labels: Path | None = None, known: Sequence[str] = ()) -> Sequence[str]:
+    """Names of the classes: from a file, else the known ones, else ImageNet-1K's where there are 1000, else numbers.
 
     Args:
         num_classes: How many there are.
         labels: Text file, one name per line.
+        known: What the checkpoint says, perhaps nothing.
 
     Raises:
-        ValueError: If the file cannot be read or has another number of lines.
+        DataError: If the file cannot be read or has another number of lines.
     """
     if labels is not None:
         try:
-            names = labels.read_text(encoding="utf-8").splitlines()
+            if labels.exists() and not labels.is_file():
+                raise OSError("it is not a file")  # reading a pipe would wait
+            names = labels.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{labels}: cannot read labels: {getattr(error, 'strerror', None) or error}") from None
+            raise DataError(f"{labels}: cannot read labels: {getattr(error, 'strerror', None) or error}") from None
         if len(names) != num_classes:
-            raise ValueError(f"{labels}: has {len(names)} labels, the model {num_classes} classes; one per line")
+            raise DataError(f"{labels}: has {len(names)} labels, the model {num_classes} classes; one per line")
         return names
+    if len(known) == num_classes:
+        return known
     if num_classes == 1000:
         info = ImageNetInfo()
         return [info.index_to_description(i) for i in range(num_classes)]

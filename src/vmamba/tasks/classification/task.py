@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from timm.data import Mixup, create_transform, resolve_data_config
+from timm.data import Mixup, resolve_data_config
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
@@ -26,6 +26,7 @@ from vmamba.errors import CheckpointError, ImageError
 from vmamba.model.backbone import VMamba
 from vmamba.tasks.classification.accuracy import Accuracy
 from vmamba.tasks.classification.data import ClassificationData
+from vmamba.tasks.classification.prediction import evaluation_transform
 from vmamba.tasks.protocol import Job, Loader, Metric
 from vmamba.zoo import create_model, model_from_checkpoint
 
@@ -215,8 +216,7 @@ class Classification:
     def eval_transform(self, image_size: int) -> Callable[[Image.Image], Tensor]:
         """Preprocessing of validation images, the same as prediction's."""
         settings = {"img_size": image_size, "interpolation": self.options.interpolation, "crop_pct": 0.875}
-        transform: Callable[[Image.Image], Tensor] = create_transform(**resolve_data_config(settings))
-        return transform
+        return evaluation_transform(resolve_data_config(settings))
 
     def _indexed(self, images: ImageDataset, training: bool) -> Loader:
         return IndexedLoader(images, collate, training=training, **self._share())

@@ -1,24 +1,35 @@
-"""Pictures of what was found: boxes and masks, or the class of every pixel, with names and a legend."""
+"""Pictures of results: boxes and masks, or the class of every pixel, with names and a legend."""
 
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from vmamba.plots import figure
+from vmamba.terminal import printable
+
 #: Okabe and Ito's colours, told apart by everyone; more classes than these get hues of their own.
-_SAFE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+#: Long side of a picture in inches, pixels per inch, and the longest side of an image that is drawn as it is.
+_INCHES, _DPI, _LONGEST = 8.0, 120, 1920
+#: Short side of a picture in inches, for images of extreme shape.
+_SHORTEST = 0.5
+#: Classes in a legend.
+_LEGEND = 24
 
 
 def colour(index: int) -> tuple[float, float, float]:
     """The colour of a class, red, green and blue from 0 to 1."""
-    if index < len(_SAFE):
-        text = _SAFE[index]
+    if index < len(_COLOURS):
+        text = _COLOURS[index]
         return int(text[1:3], 16) / 255, int(text[3:5], 16) / 255, int(text[5:7], 16) / 255
     hue = (index * 0.618034) % 1
     return colorsys.hsv_to_rgb(hue, 0.55 + 0.4 * ((index * 7) % 3) / 2, 0.95 - 0.35 * ((index * 5) % 3) / 2)
@@ -30,41 +41,42 @@ def draw_detections(
     boxes: Tensor,
     scores: Tensor,
     labels: Tensor,
-    masks: Tensor,
+    masks: Iterable[Tensor],
     classes: Sequence[str],
 ) -> None:
     """Write the image with outlined boxes, tinted masks, names and scores.
 
     Args:
         path: Of the picture.
-        image: What was looked at.
+        image: The image itself.
         boxes: (N, 4) in its pixels.
         scores: (N,).
         labels: (N,).
-        masks: Bool (N, H, W).
+        masks: N times bool (H, W).
         classes: Names.
     """
-    pixels = np.asarray(image, np.float32) / 255
-    for label, mask in zip(labels.tolist(), masks.cpu().numpy(), strict=True):
-        pixels[mask] = 0.5 * pixels[mask] + 0.5 * np.asarray(colour(label), np.float32)
-    figure, axis, size = _canvas(pixels, image.size, legend=False)
     from matplotlib.patches import Rectangle
 
-    for (x1, y1, x2, y2), score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True):
-        edge = colour(label)
-        axis.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=edge, linewidth=1.6))
-        dark = sum(edge) < 1.6
-        axis.text(
-            min(max(x1, 0), image.width * 0.97),
-            max(y1, 0),
-            f"{classes[label]} {score:.0%}",
-            fontsize=8,
-            color="white" if dark else "black",
-            verticalalignment="bottom" if y1 > size * 14 else "top",
-            clip_on=True,
-            bbox={"facecolor": edge, "edgecolor": "none", "pad": 1.2, "alpha": 0.9},
-        )
-    _save(figure, path)
+    small = _reduced(image)
+    pixels = np.asarray(small, np.float32) / 255
+    for label, mask in zip(labels.tolist(), masks, strict=True):
+        inside = np.asarray(Image.fromarray(mask.cpu().numpy()).resize(small.size, Image.Resampling.NEAREST))
+        pixels[inside] = 0.5 * pixels[inside] + 0.5 * np.asarray(colour(label), np.float32)
+    with _canvas(path, pixels, image.size) as axis:
+        text_height = 14 * max(image.size) / (72 * _INCHES)  # in pixels of the image
+        for (x1, y1, x2, y2), score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True):
+            edge = colour(label)
+            axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=edge, linewidth=1.6))
+            axis.text(
+                min(max(x1, 0), image.width * 0.97),
+                max(y1, 0),
+                f"{printable(classes[label])} {score:.0%}",
+                fontsize=8,
+                color="white" if sum(edge) < 1.6 else "black",
+                verticalalignment="bottom" if y1 > text_height else "top",
+                clip_on=True,
+                bbox={"facecolor": edge, "edgecolor": "none", "pad": 1.2, "alpha": 0.9},
+            )
 
 
 def draw_segmentation(path: Path, image: Image.Image, labels: Tensor, classes: Sequence[str]) -> None:
@@ -72,38 +84,64 @@ def draw_segmentation(path: Path, image: Image.Image, labels: Tensor, classes: S
 
     Args:
         path: Of the picture.
-        image: What was looked at.
-        labels: Integer (H, W).
+        image: The image itself.
+        labels: uint8 (H, W).
         classes: Names.
     """
     from matplotlib.patches import Patch
 
-    found, counts = np.unique(labels.numpy(), return_counts=True)
-    palette = np.zeros((int(found.max()) + 1, 3), np.float32)
-    palette[found] = [colour(int(i)) for i in found]
-    pixels = 0.4 * np.asarray(image, np.float32) / 255 + 0.6 * palette[labels.numpy()]
-    figure, axis, _ = _canvas(pixels, image.size, legend=True)
-    order = found[np.argsort(-counts)][:24]
-    shares = dict(zip(found.tolist(), (counts / counts.sum()).tolist(), strict=True))
-    handles = [Patch(color=colour(int(i)), label=f"{classes[int(i)]}  {shares[int(i)]:.0%}") for i in order]
-    axis.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
-    _save(figure, path)
+    small = _reduced(image)
+    shown = np.asarray(Image.fromarray(labels.numpy()).resize(small.size, Image.Resampling.NEAREST))
+    palette = np.array([colour(i) for i in range(256)], np.float32)
+    pixels = 0.4 * np.asarray(small, np.float32) / 255 + 0.6 * palette[shown]
+    legend = [
+        Patch(color=colour(index), label=f"{printable(classes[index])}  {fraction:.0%}")
+        for index, fraction in class_fractions(labels)[:_LEGEND]
+    ]
+    with _canvas(path, pixels, image.size, len(legend)) as axis:
+        axis.legend(handles=legend, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
 
 
-def _canvas(pixels: NDArray[np.floating], size: tuple[int, int], legend: bool):  # type: ignore[no-untyped-def]
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("pictures need matplotlib: pip install 'vmamba[dense]'") from None
-    width, height = size
-    side = 8 / max(width, height)  # inches per pixel
-    figure = Figure(figsize=(width * side + (2.2 if legend else 0), height * side), dpi=120, layout="constrained")
-    axis = figure.add_subplot()
-    axis.imshow(np.clip(pixels, 0, 1), interpolation="nearest")
-    axis.set_axis_off()
-    return figure, axis, 1 / (72 * side)
+def class_fractions(labels: Tensor) -> list[tuple[int, float]]:
+    """The classes in a label map, uint8 (H, W), each with its fraction of the area, largest first."""
+    # Row by row, for a count of the whole would copy the map to eight bytes a pixel.
+    counts = np.zeros(256, np.int64)
+    for row in labels.numpy():
+        counts += np.bincount(row, minlength=256)
+    present = sorted(np.flatnonzero(counts).tolist(), key=lambda i: -counts[i])
+    return [(i, float(counts[i]) / labels.numel()) for i in present]
 
 
-def _save(figure, path: Path) -> None:  # type: ignore[no-untyped-def]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+def _reduced(image: Image.Image) -> Image.Image:
+    """The image, or a smaller copy of a large one, whose details no picture could show."""
+    factor = min(1.0, _LONGEST / max(image.size))
+    return (
+        image.resize((max(1, round(image.width * factor)), max(1, round(image.height * factor))))
+        if factor < 1
+        else image
+    )
+
+
+@contextmanager
+def _canvas(path: Path, pixels: NDArray[np.floating], size: tuple[int, int], legend: int = 0) -> Iterator[Any]:
+    """An axis that shows an image in the pixels of the original.
+
+    Args:
+        path: Of the picture.
+        pixels: What is shown, float (h, w, 3) from 0 to 1.
+        size: Width and height of the original.
+        legend: Lines of the legend beside it.
+    """
+    width, height = (max(_INCHES * length / max(size), _SHORTEST) for length in size)
+    room = (2.2, 0.25 * legend + 0.1) if legend else (0.0, 0.0)
+    with figure(path, size=(width + room[0], max(height, room[1])), extra="dense", dpi=_DPI) as page:
+        axis = page.add_subplot()
+        stretched = _INCHES * min(size) / max(size) < _SHORTEST
+        axis.imshow(
+            np.clip(pixels, 0, 1),
+            interpolation="nearest",
+            extent=(0, size[0], size[1], 0),
+            aspect="auto" if stretched else "equal",
+        )
+        axis.set_axis_off()
+        yield axis

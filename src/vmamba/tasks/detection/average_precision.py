@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,9 @@ import numpy as np
 from torch import Tensor
 
 from vmamba.data.coco import encode_mask, read_annotations
+from vmamba.errors import MissingPackageError
+from vmamba.files import atomic_write
+from vmamba.tables import write_table
 
 #: What COCO's evaluation calls its numbers, in its order.
 _NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
@@ -59,12 +61,12 @@ def average_precision(
         such objects.
 
     Raises:
-        ValueError: If faster-coco-eval is not installed.
+        MissingPackageError: If faster-coco-eval is not installed.
     """
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError:
-        raise ValueError("COCO's evaluation needs faster-coco-eval: pip install 'vmamba[dense]'") from None
+        raise MissingPackageError("faster-coco-eval", "dense") from None
     content = read_annotations(annotations)
     for annotation in content["annotations"]:
         annotation.setdefault("iscrowd", 0)
@@ -89,13 +91,11 @@ def average_precision(
         found = [precision[:, :, i] for i in range(len(names))]
         per_class[prefix] = [100 * float(p[p > -1].mean()) if (p > -1).any() else float("nan") for p in found]
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "detections.json").write_text(json.dumps(list(results)))
-        with (output / "average_precision.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["class", "box_ap", "mask_ap"])
-            for name, *values in zip(names, per_class["box"], per_class["mask"], strict=True):
-                writer.writerow([name, *("" if np.isnan(v) else f"{v:.2f}" for v in values)])
+        with atomic_write(output / "detections.json") as file:
+            file.write(json.dumps(list(results)).encode())
+        values = zip(names, per_class["box"], per_class["mask"], strict=True)
+        rows = [(name, *("" if np.isnan(v) else f"{v:.2f}" for v in pair)) for name, *pair in values]
+        write_table(output / "average_precision.csv", ("class", "box_ap", "mask_ap"), rows)
     return numbers
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -16,6 +16,7 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from vmamba.errors import OptionError
 from vmamba.model.backbone import VMamba
 from vmamba.model.config import VMambaConfig
 from vmamba.tasks.detection.boxes import (
@@ -73,10 +74,10 @@ class MaskRCNNConfig:
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in one image, best first.
+    """The detections of one image, best first.
 
     Attributes:
-        boxes: float32 (N, 4), x1, y1, x2, y2 in pixels of the network's input.
+        boxes: float32 (N, 4), x1, y1, x2, y2 in pixels of the network's input, or of the image after `rescale`.
         scores: float32 (N,).
         labels: int64 (N,), indices into the classes.
         masks: float32 (N, 28, 28), probabilities inside the box.
@@ -87,14 +88,37 @@ class Detections:
     labels: Tensor
     masks: Tensor
 
-    def in_image(self, size: Size, scale: Size | Sequence[float] = (1.0, 1.0)) -> tuple[Tensor, Tensor]:
+    def to(self, device: torch.device | str) -> Detections:
+        """The same on a device."""
+        return Detections(*(getattr(self, field.name).to(device) for field in dataclasses.fields(self)))
+
+    def above(self, score: float) -> Detections:
+        """Those with at least this score."""
+        keep = self.scores >= score
+        return Detections(*(getattr(self, field.name)[keep] for field in dataclasses.fields(self)))
+
+    def rescale(self, scale: Sequence[float]) -> Detections:
+        """Boxes in pixels of the original image.
+
+        Args:
+            scale: Height and width of the network's input as multiples of the image's.
+        """
+        boxes = self.boxes / self.boxes.new_tensor([scale[1], scale[0], scale[1], scale[0]])
+        return dataclasses.replace(self, boxes=boxes)
+
+    def image_masks(self, size: Size) -> Iterator[Tensor]:
+        """Masks, bool (H, W), laid over an image of this height and width; one at a time, for images may be large."""
+        for i in range(len(self.masks)):
+            yield paste_masks(self.masks[i : i + 1], self.boxes[i : i + 1], size)[0]
+
+    def in_image(self, size: Size, scale: Sequence[float] = (1.0, 1.0)) -> tuple[Tensor, Tensor]:
         """Boxes (N, 4) and masks, bool (N, H, W), in the pixels of the original image.
 
         Args:
             size: Its height and width.
-            scale: Height and width of the network's input as multiples of it.
+            scale: See `rescale`.
         """
-        boxes = self.boxes / self.boxes.new_tensor([scale[1], scale[0], scale[1], scale[0]])
+        boxes = self.rescale(scale).boxes
         return boxes, paste_masks(self.masks, boxes, size)
 
 
@@ -114,7 +138,7 @@ class MaskRCNN(nn.Module):
     def __init__(self, config: MaskRCNNConfig, *, device: torch.device | str | None = None) -> None:
         super().__init__()
         if len(config.backbone.dims) != 4:
-            raise ValueError(f"Mask R-CNN needs a backbone of 4 stages, got {len(config.backbone.dims)}")
+            raise OptionError(f"Mask R-CNN needs a backbone of 4 stages, got {len(config.backbone.dims)}")
         self.config = config
         channels = config.channels
         with torch.device(device or "cpu") if device is not None else torch.device(torch.get_default_device()):

@@ -10,7 +10,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as V
 
+from vmamba.checkpoints.info import Preprocessing
 from vmamba.data.dense_transforms import MEAN, STD, fit, resize_image
+from vmamba.errors import OptionError
 from vmamba.tasks.segmentation.upernet import resize
 
 #: Scales of the published multi-scale results.
@@ -31,6 +33,8 @@ class Inference:
         scales: Sizes of the input as multiples of `image_size`, or of the image where that is None, as in the
             published multi-scale results; probabilities are averaged.
         flip: Average with the mirrored input.
+        mean: Of each channel, images being in [0, 1].
+        std: Likewise.
     """
 
     image_size: int | None = 512
@@ -39,16 +43,25 @@ class Inference:
     stride: int | None = None
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+
+    @classmethod
+    def of(cls, preprocessing: Preprocessing) -> Inference:
+        """Single-scale inference on the whole image, with the preprocessing of a checkpoint."""
+        settings = preprocessing
+        size = settings.max_size or cls.max_size
+        return cls(settings.image_size, max_size=size, mean=settings.mean, std=settings.std)
 
     def __post_init__(self) -> None:
         if self.window is not None and self.window < 32:
-            raise ValueError(f"the window must have at least 32 pixels, got {self.window}")
+            raise OptionError(f"the window must have at least 32 pixels, got {self.window}")
         if self.stride is not None and not 1 <= self.stride <= (self.window or 0):
-            raise ValueError(f"the stride must be from 1 to the window, got {self.stride} and {self.window}")
+            raise OptionError(f"the stride must be from 1 to the window, got {self.stride} and {self.window}")
         if not self.scales or min(self.scales) <= 0:
-            raise ValueError(f"scales must be above 0, got {self.scales}")
+            raise OptionError(f"scales must be above 0, got {self.scales}")
         if self.image_size is not None and self.image_size < 32:
-            raise ValueError(f"image_size must be at least 32, got {self.image_size}")
+            raise OptionError(f"image_size must be at least 32, got {self.image_size}")
 
     def inputs(self, image: Tensor) -> Iterator[Tensor]:
         """An image, uint8 (3, H, W), as normalised inputs (1, 3, h, w) of every scale."""
@@ -60,7 +73,7 @@ class Inference:
                 sides = [int(side * scale + 0.5) for side in size]
                 size = fit(size, min(sides), max(sides))
             resized = image if size == tuple(image.shape[1:]) else resize_image(image, size)
-            yield V.normalize(resized.float() / 255, list(MEAN), list(STD))[None]
+            yield V.normalize(resized.float() / 255, list(self.mean), list(self.std))[None]
 
     def windows(self, size: Sequence[int]) -> int:
         """How many times the network runs for an image of that height and width."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from vmamba.data.ade20k import IGNORED
 from vmamba.errors import DataError
+from vmamba.tables import write_table
 
 
 class MeanIoU:
@@ -58,11 +58,6 @@ class MeanIoU:
 
     def write(self, folder: Path, names: Sequence[str]) -> Path:
         """Write ``iou.csv``, one row per class; its path."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "iou.csv"
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["class", "iou_percent", "recall_percent"])
-            for name, *values in zip(names, *(v.tolist() for v in self.per_class()), strict=True):
-                writer.writerow([name, *("" if math.isnan(v) else f"{100 * v:.2f}" for v in values)])
-        return path
+        values = zip(names, *(v.tolist() for v in self.per_class()), strict=True)
+        rows = [(name, *("" if math.isnan(v) else f"{100 * v:.2f}" for v in pair)) for name, *pair in values]
+        return write_table(folder / "iou.csv", ("class", "iou_percent", "recall_percent"), rows)

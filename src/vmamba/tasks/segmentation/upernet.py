@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vmamba.data.ade20k import IGNORED
+from vmamba.errors import OptionError
 from vmamba.model.backbone import VMamba
 from vmamba.model.config import VMambaConfig
 
@@ -59,7 +60,7 @@ class UperNet(nn.Module):
         import transformers
 
         if len(config.backbone.dims) != 4:
-            raise ValueError(f"UperNet needs a backbone of 4 stages, got {len(config.backbone.dims)}")
+            raise OptionError(f"UperNet needs a backbone of 4 stages, got {len(config.backbone.dims)}")
         stages = ["stage1", "stage2", "stage3", "stage4"]
         settings = transformers.UperNetConfig(
             backbone_config=integration.VMambaConfig.from_architecture(config.backbone, out_features=stages),

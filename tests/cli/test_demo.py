@@ -1,0 +1,21 @@
+"""``vmamba demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from support.commands import Run
+
+
+def test_demo_trains_saves_reloads_and_draws(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One epoch only; `make demo` runs all of them and must reach 97 %."""
+    assert run("demo", "--output", tmp_path / "demo", "--epochs", 1) == 0
+    out = capsys.readouterr().out
+    assert "accuracy on 360 held-out digits: " in out
+    assert f"vmamba predict {tmp_path / 'demo' / 'images'}" in out.replace("\n", "")
+    with Image.open(tmp_path / "demo" / "predictions.png") as picture:
+        assert min(picture.size) > 500
+    assert len(list((tmp_path / "demo" / "images").glob("*.png"))) == 24

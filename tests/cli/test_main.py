@@ -1,0 +1,145 @@
+"""The command as a whole: help, exit statuses, errors and bugs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from support.commands import Fails, Run
+from vmamba.cli import analyze, main, models, top_parser
+from vmamba_command import COMMANDS
+
+SCRIPT = "import sys; from vmamba_command import main; sys.exit(main())"
+HEAVY = ("torch", "timm", "vmamba", "rich", "numpy", "matplotlib")
+
+
+def script(*arguments: object, code: str = SCRIPT) -> subprocess.CompletedProcess[str]:
+    """The console script, in a process of its own."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], [], ["predcit", "x.png"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    probe = "import sys, atexit; atexit.register(lambda: print(*[m for m in {} if m in sys.modules])); " + SCRIPT
+    result = script(*arguments, code=probe.replace("{}", repr(HEAVY)))
+    assert result.returncode == (0 if arguments and arguments[0].startswith("--") else 2)
+    assert result.stdout.splitlines()[-1] == ""
+    if arguments == ["--help"]:
+        assert all(f"    {name}" in result.stdout for name in COMMANDS)
+        assert "exit status:" in result.stdout
+    if arguments[:1] == ["predcit"]:
+        assert "invalid choice: 'predcit'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("package", "table"),
+    [("vmamba.cli", COMMANDS), ("vmamba.cli.analyze", analyze.COMMANDS)],
+    ids=["vmamba", "analyze"],
+)
+def test_lines_of_help_are_those_of_the_commands(package: str, table: dict[str, str]) -> None:
+    _, commands = top_parser()
+    for name in table:
+        module = importlib.import_module(f"{package}.{name.replace('-', '_')}")
+        if not hasattr(module, "COMMANDS"):
+            module.add_to(commands)
+    lines = {action.dest: action.help for action in commands._get_subactions()}
+    assert lines == {name: line for name, line in table.items() if name in lines}
+    assert len(lines) >= len(table) - 1
+
+
+def test_other_commands_are_not_imported() -> None:
+    probe = "print(*sorted(m.removeprefix('vmamba.cli.') for m in sys.modules if m.startswith('vmamba.cli.')))"
+    result = script(code=f"import sys; from vmamba.cli import main; main(['models']); {probe}")
+    assert result.stdout.splitlines()[-1].split() == ["arguments", "explanation", "models"]
+
+
+def test_help_of_every_command_has_its_own_options(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in [*COMMANDS, *(f"analyze {analysis}" for analysis in analyze.COMMANDS)]:
+        with pytest.raises(SystemExit, match="0"):
+            main([*name.split(), "--help"])
+        out = capsys.readouterr().out
+        assert f"usage: vmamba {name} " in out
+        if name != "analyze":
+            assert "--debug" in out
+            assert "--quiet" in out
+
+
+def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(models, "run", run)
+
+
+def test_a_bug_is_a_traceback_and_how_to_report_it(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raising(KeyError("x"), monkeypatch)
+    assert run("models") == 70
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback (most recent call last)")
+    assert "KeyError: 'x'" in err
+    assert err.splitlines()[-1].startswith("vmamba: this is a bug; please report it")
+
+
+def test_errors_of_the_system_say_what_to_do(
+    fails: Fails, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raising(OSError(30, "Read-only file system", "runs/a\nb"), monkeypatch)
+    assert fails("models") == (
+        r"vmamba: error: runs/a\nb: Read-only file system; choose a folder that can be written to"
+    )
+    raising(RuntimeError("CUDA out of memory. Tried to allocate 20 GiB"), monkeypatch)
+    assert fails("models") == (
+        "vmamba: error: not enough memory; take smaller images, fewer at once, or a machine with more"
+    )
+
+
+def test_debug_shows_where(run: Run, weights: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("predict", images, "--checkpoint", weights, "--topk", 0, "--debug") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback")
+    assert err.splitlines()[-1].startswith("vmamba: error: topk")
+
+
+def test_a_closed_pipe_ends_quietly(weights: Path, images: Path) -> None:
+    for i in range(300):
+        os.link(images / "0.png", images / f"again{i}.png")
+    command = f"{sys.executable} -c '{SCRIPT}' predict {images} --checkpoint {weights} --image-size 32 --batch-size 1"
+    result = subprocess.run(
+        ["bash", "-c", f"{command} | head -n 1; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stderr) == (141, "")
+    assert len(result.stdout.splitlines()) == 1
+
+
+def test_termination_keeps_the_results(segmenter: Path, images: Path, tmp_path: Path) -> None:
+    for i in range(500):
+        os.link(images / "0.png", images / f"again{i}.png")
+    output = tmp_path / "out"
+    command = [sys.executable, "-c", SCRIPT, "segment", images, "--checkpoint", segmenter, "--output", output]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while len(list(output.glob("*_labels.png"))) < 3:
+        assert time.monotonic() < end
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate()
+    assert (process.returncode, err.splitlines()[-1]) == (143, "vmamba: terminated")
+    records = json.loads((output / "segments.json").read_text())
+    assert len(records) >= 2
+    for record in records:
+        with Image.open(record["labels"]) as labels:
+            labels.load()
+    assert not list(output.glob(".writing-*"))
