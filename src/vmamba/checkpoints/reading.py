@@ -197,9 +197,12 @@ def _read_legacy(file: SourceFile) -> Any:
             waiting[key] = Storage(file, 0, count * dtype.itemsize), dtype
         return waiting[key]
 
+    start = file.read(0, 8)
+    if start[:1] != b"\x80":
+        raise ValueError(f"it begins with {start!r}")
     with file.path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        if mapped[:1] != b"\x80" or read_pickle(mapped, find_storage) != _LEGACY_MAGIC:
-            raise ValueError(f"it begins with {mapped[:8]!r}")
+        if read_pickle(mapped, find_storage) != _LEGACY_MAGIC:
+            raise ValueError("a pickle, but not one of torch.save")
         if read_pickle(mapped, find_storage) != _LEGACY_PROTOCOL:
             raise ValueError("another version of the format")
         system = read_pickle(mapped, find_storage)
