@@ -174,6 +174,8 @@ class VMambaConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> VMambaConfig:
         """Build from a mapping of fields, naming the nearest field for an unknown one."""
+        if not isinstance(values, Mapping):
+            raise OptionError(f"VMambaConfig: expected an object of options, got {type(values).__name__}")
         known = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in known:

@@ -7,12 +7,15 @@ from collections.abc import Collection, Mapping
 
 from vmamba.checkpoints.stored import Entry
 
-_PREFIX = re.compile(r"^(backbone\.)?vmamba\.")
+_PREFIX = "vmamba."
+_BACKBONE = re.compile(r"^backbone\.vmamba\.")
 
 
 def recognises(names: Collection[str]) -> bool:
-    return any(_PREFIX.match(name) for name in names)
+    return any(name.startswith(_PREFIX) or _BACKBONE.match(name) for name in names)
 
 
 def translate(entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    return {_PREFIX.sub(r"\1", name): entry for name, entry in entries.items()}
+    """Entries beside a ``vmamba.`` at the top are those of somebody's losses and heads, and left out."""
+    inner = {name.removeprefix(_PREFIX): entry for name, entry in entries.items() if name.startswith(_PREFIX)}
+    return inner or {_BACKBONE.sub("backbone.", name): entry for name, entry in entries.items()}
