@@ -25,7 +25,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import vmamba
-from vmamba.ops import BACKENDS, pointwise, select, ss2d_scan, use_backend
+from vmamba.layers.call import call
+from vmamba.ops import BACKENDS, select, ss2d_scan, use_backend
 
 OURS = "vmamba_tiny_s1l8"
 PEERS = ("swin_tiny_patch4_window7_224", "convnext_tiny", "mambaout_tiny", "deit_small_patch16_224")
@@ -200,15 +201,11 @@ def roofline(batches: list[int], rounds: int) -> list[Row]:
         record_scan(model, x, scans)
         for hook in hooks:
             hook.remove()
-        weights = [block.ss2d.x_proj.weight for stage in model.stages for block in stage.blocks]
-        pairs = [(args[0], w) for args, w in zip(scans, weights, strict=True)]
 
-        def run_products(products: list[Any] = products, pairs: list[Any] = pairs) -> None:
+        def run_products(products: list[Any] = products) -> None:
             with torch.inference_mode():
                 for module, argument in products:
-                    module(argument)
-                for argument, weight in pairs:  # SS2D calls this one as a function
-                    pointwise(argument, weight, None)
+                    call(module, argument)
 
         def run_scans(scans: list[Any] = scans) -> None:
             with torch.inference_mode():

@@ -165,7 +165,7 @@ def block_scans(model: nn.Module, block: str, image: Tensor) -> list[Scan]:
     features = _input_of(layers[block], model, image)
     with _Recorder() as recorder:
         layers[block](features)
-    cascade = layers[block].scan == "cascade"
+    cascade = layers[block].pattern == "cascade"
     scans = [scan for call in recorder.calls for scan in scans_of(*call)]
     return [dataclasses.replace(scan, mirrored=cascade and scan.route.backward) for scan in scans]
 

@@ -65,8 +65,7 @@ def cost(model: nn.Module, image_size: tuple[int, int] = (224, 224), in_chans: i
 
     Returns:
         The whole model first, then every module that has parameters or computes something, in the order of
-        ``named_modules``. Weights that a parent uses itself, without calling the module, count with the parent:
-        ``x_proj`` with ``ss2d``, and ``fc1`` with ``mlp`` where the two run fused.
+        ``named_modules``.
 
     Raises:
         OptionError: If the model cannot take such an image.
@@ -122,7 +121,8 @@ def _registered(packet: Any, flops_per_mac: int) -> _Formula:
     return macs
 
 
-def _ss2d_macs(x: Any, dbc: Any, dt_weight: Any, A: Any, *_: Any, **__: Any) -> int:
+def ss2d_macs(x: Any, dbc: Any, dt_weight: Any, A: Any, *_: Any, **__: Any) -> int:
+    """Multiply-adds of `vmamba.ops.ss2d_scan`, from the shapes of its operands."""
     batch, height, width, channels = x
     routes, _, rank = dt_weight
     tokens = routes * batch * height * width
@@ -139,7 +139,7 @@ def _batch_norm_macs(x: Any, weight: Any, *_: Any, **__: Any) -> int:
 
 
 _SCANS: dict[Any, _Formula] = {
-    torch.ops.vmamba.ss2d_scan: _ss2d_macs,
+    torch.ops.vmamba.ss2d_scan: ss2d_macs,
     torch.ops.vmamba.selective_scan: _registered(torch.ops.vmamba.selective_scan, flops_per_mac=1),
 }
 _NORMS: dict[Any, _Formula] = {

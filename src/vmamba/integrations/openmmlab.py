@@ -69,10 +69,6 @@ class VMamba(BaseModule):
             dataclasses.replace(config, num_classes=0, dims=tuple(config.dims)), stage_norms=True
         )
         self.vmamba.prune_intermediate_layers(list(self.out_indices), prune_norm=True)
-        norms = cast(nn.ModuleList, self.vmamba.stage_norms)
-        for i in range(len(norms)):
-            if i not in self.out_indices:
-                norms[i] = nn.Identity()
         self.vmamba.set_grad_checkpointing(grad_checkpointing)
         self.register_load_state_dict_pre_hook(_translate)
 

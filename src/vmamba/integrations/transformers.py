@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import vmamba.model.config
 from vmamba.layers.ss2d import SS2D
-from vmamba.model.backbone import VMamba
+from vmamba.model.backbone import VMamba, norm_map
 
 try:
     from huggingface_hub.dataclasses import strict
@@ -161,7 +161,7 @@ class VMambaModel(VMambaPreTrainedModel):
     ) -> Any:
         """Images (B, C, H, W) → last_hidden_state (B, dim, H/32, W/32), pooler_output (B, dim), hidden_states."""
         maps = self.vmamba.hidden_states(pixel_values)
-        pooled = self.vmamba.forward_head(self.vmamba.norm(maps[-1]), pre_logits=True)
+        pooled = self.vmamba.forward_head(norm_map(self.vmamba.norm, maps[-1]), pre_logits=True)
         output = BaseModelOutputWithPoolingAndNoAttention(
             last_hidden_state=maps[-1], pooler_output=pooled, hidden_states=_wanted(self, output_hidden_states, maps)
         )
@@ -188,7 +188,7 @@ class VMambaForImageClassification(VMambaPreTrainedModel):
     ) -> Any:
         """Images (B, C, H, W) → logits (B, num_labels), hidden_states, and the loss where there are labels (B,)."""
         maps = self.vmamba.hidden_states(pixel_values)
-        logits = self.vmamba.forward_head(self.vmamba.norm(maps[-1]))
+        logits = self.vmamba.forward_head(norm_map(self.vmamba.norm, maps[-1]))
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
@@ -210,14 +210,10 @@ class VMambaBackbone(BackboneMixin, VMambaPreTrainedModel):
         super().__init__(config)
         self.num_features = [config.dims[0], *config.dims]
         self.vmamba = _Network(config.architecture(), stage_norms=config.stage_norms)
-        last = max(self.stage_names.index(name) for name in self.out_features)
-        self.vmamba.prune_intermediate_layers([max(last - 1, 0)], prune_norm=True)
-        if last == 0:
-            self.vmamba.stages = nn.Sequential()
-        if self.vmamba.stage_norms is not None:
-            for i in range(len(self.vmamba.stage_norms)):
-                if f"stage{i + 1}" not in self.out_features:
-                    self.vmamba.stage_norms[i] = nn.Identity()
+        stages = [self.stage_names.index(name) - 1 for name in self.out_features if name != "stem"]
+        self.vmamba.prune_intermediate_layers(stages or [0], prune_norm=True)
+        if not stages:
+            self.vmamba.stages, self.vmamba.stage_norms = nn.Sequential(), None
         self.post_init()
 
     def forward(
@@ -229,7 +225,9 @@ class VMambaBackbone(BackboneMixin, VMambaPreTrainedModel):
         if self.vmamba.stage_norms is not None:
             norms[1:] = self.vmamba.stage_norms
         features = tuple(
-            norm(x) for name, norm, x in zip(self.stage_names, norms, maps, strict=False) if name in self.out_features
+            norm_map(norm, x)
+            for name, norm, x in zip(self.stage_names, norms, maps, strict=False)
+            if name in self.out_features
         )
         output = BackboneOutput(feature_maps=features, hidden_states=_wanted(self, output_hidden_states, maps))
         return _as_asked(self, output, return_dict)

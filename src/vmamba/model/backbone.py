@@ -1,7 +1,6 @@
 """`VMamba`: stem, four stages, head, with the model contract of timm."""
 
-from __future__ import annotations
-
+# No postponed annotations here: torch.fx would hand them to TorchScript as strings.
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, cast
@@ -13,30 +12,71 @@ from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vmamba.layers.block import Block
-from vmamba.layers.parts import Stem, downsample, norm2d
-from vmamba.layers.ss2d import SS2D
+from vmamba.layers import SS2D, Block, ConvDownsample, PatchMerging, Stem
 from vmamba.model.config import VMambaConfig
+
+
+class MapStem(Stem):
+    """`Stem` that hands out its tokens as a map: (B, in_chans, H, W) → (B, dim, H/4, W/4), channels-last memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tokens(x).permute(0, 3, 1, 2)
 
 
 class Stage(nn.Module):
     """Downsampling (identity in the first stage), then blocks: (B, C, H, W) → (B, C', H', W'), channels-last memory."""
 
-    def __init__(
-        self, in_dim: int, dim: int, config: VMambaConfig, drop_path: Sequence[float], first: bool, **factory: Any
-    ) -> None:
+    def __init__(self, downsample: nn.Module, blocks: Sequence[Block]) -> None:
         super().__init__()
         self.grad_checkpointing = False
-        self.downsample = nn.Identity() if first else downsample(config.downsample, in_dim, dim, **factory)
-        self.blocks = nn.Sequential(*(Block(dim, config, rate, **factory) for rate in drop_path))
+        self.downsample = downsample
+        self.blocks = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.downsample(x).permute(0, 2, 3, 1)
+        x = self.downsample(x.permute(0, 2, 3, 1))
         if self.grad_checkpointing and not torch.jit.is_scripting():
             x = checkpoint_seq(self.blocks, x)
         else:
             x = self.blocks(x)
         return x.permute(0, 3, 1, 2)
+
+
+def build_stages(config: VMambaConfig, **factory: Any) -> list[Stage]:
+    """The stages of a configuration; the one place where its fields become keywords of layers."""
+    rates = calculate_drop_path_rates(config.drop_path_rate, config.depths, stagewise=True)
+    stages, in_dim = [], config.dims[0]
+    for i, dim in enumerate(config.dims):
+        downsample: nn.Module = nn.Identity()
+        if i and config.downsample == "patch_merging":
+            downsample = PatchMerging(in_dim, dim, **factory)
+        elif i:
+            kernel_size = {"conv3x3": 3, "conv2x2": 2}[config.downsample]
+            downsample = ConvDownsample(in_dim, dim, kernel_size=kernel_size, **factory)
+        blocks = [
+            Block(
+                dim,
+                d_state=config.d_state,
+                ssm_ratio=config.ssm_ratio,
+                dt_rank=config.dt_rank,
+                act=config.ssm_act,
+                conv=config.ssm_conv,
+                conv_bias=config.ssm_conv_bias,
+                scan=config.scan,
+                gate=config.gate,
+                gate_act=config.gate_act,
+                out_norm=config.out_norm,
+                out_act=config.out_act,
+                init=config.ssm_init,
+                mlp_ratio=config.mlp_ratio,
+                mlp_act=config.mlp_act,
+                drop_path=rate,
+                **factory,
+            )
+            for rate in rates[i]
+        ]
+        stages.append(Stage(downsample, blocks))
+        in_dim = dim
+    return stages
 
 
 class VMamba(nn.Module):
@@ -74,20 +114,18 @@ class VMamba(nn.Module):
         dims = config.dims
         self.num_features = self.head_hidden_size = dims[-1]
 
-        self.stem = Stem(config.in_chans, dims[0], config.stem == "overlapping", config.patch_norm, **factory)
+        overlapping = config.stem == "overlapping"
+        self.stem = MapStem(config.in_chans, dims[0], overlapping=overlapping, norm=config.patch_norm, **factory)
         self.pos_embed: nn.Parameter | None = None
         if config.pos_embed_size is not None:
             side = config.pos_embed_size // 4
             self.pos_embed = nn.Parameter(torch.empty(1, dims[0], side, side, **factory))
-        rates = calculate_drop_path_rates(config.drop_path_rate, config.depths, stagewise=True)
-        self.stages = nn.Sequential(
-            *(Stage(dims[max(i - 1, 0)], dim, config, rates[i], first=i == 0, **factory) for i, dim in enumerate(dims))
-        )
+        self.stages = nn.Sequential(*build_stages(config, **factory))
         self.feature_info = [
             {"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)
         ]
-        self.stage_norms = nn.ModuleList(norm2d(dim, **factory) for dim in dims) if stage_norms else None
-        self.norm = norm2d(dims[-1], **factory)
+        self.stage_norms = nn.ModuleList(nn.LayerNorm(dim, **factory) for dim in dims) if stage_norms else None
+        self.norm: nn.Module = nn.LayerNorm(dims[-1], **factory)
         self.head = ClassifierHead(dims[-1], config.num_classes, pool_type=global_pool, drop_rate=drop_rate, **factory)
         self.init_weights()
 
@@ -111,7 +149,8 @@ class VMamba(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Normalised map of the last stage, (B, dims[-1], H/32, W/32)."""
-        return self.norm(self.stages(self._embed(x)))
+        x = self.stages(self._embed(x))
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # LayerNorm is of the last dimension
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits of `forward_features`' map, or its pooled features (B, dims[-1])."""
@@ -155,20 +194,21 @@ class VMamba(nn.Module):
                 maps.append(feature if output_fmt == "NCHW" else feature.permute(0, 2, 3, 1))
         if intermediates_only:
             return maps
-        return (self.norm(x) if i == len(self.feature_info) - 1 else x), maps
+        return (norm_map(self.norm, x) if i == len(self.feature_info) - 1 else x), maps
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the stages, the final norm and the head that the maps asked for do not need."""
+        """Drop the stages, the norms and the head that the maps asked for do not need: no parameter stays idle."""
         take, last = feature_take_indices(len(self.stages), indices)
         shortened = last < len(self.stages) - 1
         self.stages = self.stages[: last + 1]
         if self.stage_norms is not None:
-            self.stage_norms = self.stage_norms[: last + 1]
+            norms = list(self.stage_norms)[: last + 1]
+            self.stage_norms = nn.ModuleList(norm if i in take else nn.Identity() for i, norm in enumerate(norms))
         if shortened:
             self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
-        if prune_norm or shortened:
+        if prune_norm or shortened or self.stage_norms is not None:
             self.norm = nn.Identity()
         if prune_head or shortened:
             self.reset_classifier(0, "")
@@ -213,5 +253,10 @@ class VMamba(nn.Module):
 
     def _normalised(self, x: Tensor, stage: int) -> Tensor:
         if self.stage_norms is not None:
-            return self.stage_norms[stage](x)
-        return self.norm(x) if stage == len(self.feature_info) - 1 else x
+            return norm_map(self.stage_norms[stage], x)
+        return norm_map(self.norm, x) if stage == len(self.feature_info) - 1 else x
+
+
+def norm_map(norm: nn.Module, x: Tensor) -> Tensor:
+    """A LayerNorm over the channels of a map (B, C, H, W); costs no copy in channels-last memory."""
+    return norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
