@@ -60,6 +60,8 @@ def _create(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     feature_cfg: dict[str, Any] = {"out_indices": tuple(range(stages)), "flatten_sequential": True}
     if kwargs.get("stage_norms"):
         feature_cfg |= {"feature_cls": "getter", "norm": True}
+    elif kwargs.get("pos_embed_size"):
+        feature_cfg["feature_cls"] = "getter"  # the other form calls modules alone and would leave it out
     overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
     if pretrained and "state_dict" not in overlay:
         # The authors' files hold more than tensors: read here, never by a plain unpickler.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,6 +131,14 @@ def test_position_embedding_fits_any_image() -> None:
         assert model(torch.randn(1, 3, *size)).isfinite().all()
 
 
+def test_feature_maps_have_the_position_embedding() -> None:
+    model = pico(pos_embed_size=64)
+    backbone = pico(pos_embed_size=64, features_only=True)
+    vmamba.load_weights(backbone, model.state_dict())
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(backbone(x), model.forward_intermediates(x, intermediates_only=True))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_finite(dtype: torch.dtype) -> None:
     model, x = pico().train(), torch.randn(2, 3, 64, 64)
@@ -140,7 +149,25 @@ def test_half_precision_is_finite(dtype: torch.dtype) -> None:
     assert pico().to(dtype)(x.to(dtype)).isfinite().all()
 
 
-def test_compiles_in_one_graph() -> None:
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("options", [{}, {"scan": "cascade", "out_norm": "dwconv3x3", "gate": True}], ids=str)
+def test_is_one_graph(options: dict[str, Any], grad: bool) -> None:
+    model, x = pico(**options), torch.randn(1, 3, 64, 64)
+    with torch.set_grad_enabled(grad):
+        expected = model(x)
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-5)
+        exported = torch.export.export(model, (x,)).module()
+        torch.testing.assert_close(exported(x), expected, rtol=1e-4, atol=1e-5)
+        traced = torch.fx.symbolic_trace(model)
+        torch.testing.assert_close(traced(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")
+def test_torchscript(tmp_path: Path) -> None:
     model, x = pico(), torch.randn(1, 3, 64, 64)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), model(x))
+    with torch.no_grad():
+        expected = model(x)
+        for scripted in (torch.jit.script(model), torch.jit.trace(model, x)):
+            scripted.save(tmp_path / "model.pt")
+            torch.testing.assert_close(torch.jit.load(tmp_path / "model.pt")(x), expected, rtol=1e-4, atol=1e-5)

@@ -71,7 +71,8 @@ def load_weights(
     if strict:
         lacking = {_part(n) for n in missing} - {_part(n) for n in entries}
         optional = {"norm", "head"} if checkpoint.is_dense else {"head", "stage_norms"}
-        excused = lacking & (optional if checkpoint.is_dense or checkpoint.headless else {"stage_norms"})
+        optional = optional if checkpoint.is_dense or checkpoint.headless else {"stage_norms"}
+        excused = {part for part in lacking if part.partition(".")[0] in optional}
         faults = (
             [n for n in missing if _part(n) not in excused],
             [n for n in unexpected if _part(n) == "backbone" or _part(n) in {_part(t) for t in target}],
@@ -160,8 +161,8 @@ def _kind(dtype: torch.dtype) -> tuple[bool, bool]:
 
 
 def _part(name: str) -> str:
-    """The part of a model that an entry belongs to: a checkpoint may lack the last three as a whole."""
-    match = re.match(r"(?:model\.)?(norm|head|stage_norms)\.", name)
+    """The part of a model that an entry belongs to: checkpoints may lack the others as a whole."""
+    match = re.match(r"(?:model\.)?(norm|head|stage_norms\.\d+)\.", name)
     return match[1] if match else "backbone"
 
 
