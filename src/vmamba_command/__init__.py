@@ -27,6 +27,7 @@ COMMANDS = {
     "train": "train or fine-tune a model",
     "evaluate": "measure a model on a validation split",
     "analyze": "look inside models, and compare them",
+    "export": "write a model as a file for other runtimes",
     "convert": "turn a checkpoint into safetensors with its description beside it",
     "shapes": "write pictures of shapes, to try detection and segmentation with",
     "demo": "train a small model on handwritten digits and look at its predictions",

@@ -1,0 +1,90 @@
+"""``vmamba export``: a model as a file that runs without this package."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from vmamba.checkpoints.recognition import open_checkpoint
+from vmamba.cli.arguments import positive
+from vmamba.errors import OptionError
+from vmamba.export import DYNAMIC, FORMATS, PRECISIONS, export
+from vmamba.files import refuse_overwriting
+from vmamba.progress import remark
+from vmamba.tasks.dense.checkpoint import load_segmenter
+from vmamba.zoo import create_model, model_from_checkpoint
+
+if TYPE_CHECKING:
+    from vmamba.cli.arguments import Commands
+
+EXAMPLES = """examples:
+  vmamba export --checkpoint runs/finetune/weights/model.safetensors --output model.onnx
+  vmamba export --model vmamba_tiny_s1l8 --pretrained --precision float16 --output tiny.onnx"""
+
+
+def add_to(commands: Commands) -> None:
+    parser = commands.add_parser("export", help="write a model as a file for other runtimes", epilog=EXAMPLES)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights, the authors' or ours")
+    source.add_argument("--pretrained", action="store_true", help="the authors' weights for --model, downloaded once")
+    parser.add_argument("--model", metavar="NAME", help="default: what the checkpoint says or looks like")
+    parser.add_argument("--format", choices=FORMATS, default="onnx", help="default onnx")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the file to write")
+    parser.add_argument(
+        "--image-size", type=positive, metavar="PIXELS", help="size of the example (default: the weights' own, or 224)"
+    )
+    parser.add_argument(
+        "--dynamic", default=",".join(DYNAMIC), metavar="WHAT", help="what may differ from the example: batch,size"
+    )
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="default float32")
+    parser.add_argument("--inline", action="store_true", help="standard operators alone, no functions")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.checkpoint:
+        refuse_overwriting([options.output], [options.checkpoint])
+    model = _model(options)
+    info = getattr(model, "info", None)
+    preprocessing = getattr(info, "preprocessing", None)
+    exported = export(
+        model,
+        options.output,
+        format=options.format,
+        image_size=options.image_size or getattr(preprocessing, "image_size", None) or 224,
+        dynamic=[name for name in options.dynamic.split(",") if name],
+        precision=options.precision,
+        inline=options.inline,
+        metadata=_metadata(info),
+    )
+    remark(
+        f"wrote {exported.path}: {exported.nodes} nodes, {exported.path.stat().st_size / 1e6:.1f} MB, "
+        f"within {exported.error:.1e} of PyTorch at {len(exported.shapes)} shapes"
+    )
+    return 0
+
+
+def _model(options: argparse.Namespace) -> nn.Module:
+    if options.pretrained:
+        if options.model is None:
+            raise OptionError("--pretrained needs --model NAME; 'vmamba models' lists them")
+        return create_model(options.model, pretrained=True)
+    checkpoint = open_checkpoint(options.checkpoint)
+    if checkpoint.task == "detection":
+        raise OptionError(f"{options.checkpoint}: detectors cannot be exported yet; their backbones can, from Python")
+    load = load_segmenter if checkpoint.task == "segmentation" else model_from_checkpoint
+    return load(checkpoint, options.model)
+
+
+def _metadata(info: Any) -> dict[str, Any]:
+    """What a user of the file needs: task, class names, preprocessing."""
+    if info is None:
+        return {}
+    known = {"task": info.task, "class_names": info.class_names}
+    if info.preprocessing is not None:
+        known["preprocessing"] = dataclasses.asdict(info.preprocessing)
+    return {name: value for name, value in known.items() if value}
