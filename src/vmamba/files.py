@@ -99,7 +99,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 @contextmanager
 def lock(path: str | Path, message: str, timeout: float = 0) -> Iterator[None]:
-    """Hold a lock file; the system frees that of a process that dies.
+    """Hold a lock file, and remove it at the end; the system frees that of a process that dies.
 
     Args:
         path: The lock file, created with its folder.
@@ -119,6 +119,9 @@ def lock(path: str | Path, message: str, timeout: float = 0) -> Iterator[None]:
     try:
         yield
     finally:
+        # Removed while it is held: whoever waits for it notices that its file is gone, and makes another.
+        with suppress(OSError):
+            path.unlink()
         held.release()
 
 

@@ -1,7 +1,7 @@
 """Fetch a released checkpoint once, whole or not at all.
 
-Beside the final file, while it is not complete: ``<name>.partial`` (what has come so far), ``<name>.partial.version``
-(which version of the remote file that is a part of) and ``<name>.lock`` (held by the process that downloads).
+Beside the final file, while it is not complete: ``<name>.partial`` (the bytes so far), ``<name>.partial.version``
+(which version of the remote file that is a part of) and ``<name>.lock`` (while a process downloads).
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ from __future__ import annotations
 import http.client
 import os
 import re
-import sys
 import time
-import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from email.message import Message
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import torch
-from safetensors import SafetensorError, safe_open
 
+from vmamba.checkpoints.integrity import damage
 from vmamba.errors import DownloadError
+from vmamba.files import lock
+from vmamba.terminal import console
 
 #: Seconds before the second try; doubled before each further one.
 BACKOFF = 0.5
@@ -32,16 +32,16 @@ BACKOFF = 0.5
 _CHUNK = 1 << 18
 _WORTH_ANOTHER_TRY = {408, 425, 429, 500, 502, 503, 504}
 
-# Told how many bytes are there and how many there will be (None: the server does not say).
+# Called with the bytes that are there and the bytes of the whole file (None: the server does not say).
 _Report = Callable[[int, "int | None"], None]
 
 
 class _Interrupted(Exception):
-    """The connection failed in a way that another try may mend."""
+    """The connection failed; another try may succeed."""
 
 
 class _Refused(Exception):
-    """The server's answer, or the file it sent, is of no use; another try would bring the same."""
+    """The server's answer or its file is of no use, and another try would give the same."""
 
 
 def download(
@@ -50,8 +50,8 @@ def download(
     """Fetch the file at `url` unless it is there already.
 
     A download that was cut short is continued where it stopped, in this call or in a later one. A file gets its final
-    name only when its size is what the server announced and its content is whole (see `_damage`), so of several
-    processes one downloads, the others wait and use its file.
+    name only when its size is what the server announced and its content is whole. Of several processes one downloads,
+    the others wait and use its file.
 
     Args:
         url: http or https address; its last segment names the file.
@@ -64,7 +64,7 @@ def download(
         Path of the file. No connection is made when it exists.
 
     Raises:
-        DownloadError: When the file cannot be had, or the one that is there is damaged.
+        DownloadError: If the file cannot be downloaded, or the one that is there is damaged.
     """
     name = _file_name(url)
     directory = Path(torch.hub.get_dir()) / "checkpoints" if directory is None else directory
@@ -74,12 +74,12 @@ def download(
     try:
         if not target.exists():
             directory.mkdir(parents=True, exist_ok=True)
-            with _progress_bar(name, progress) as report, _lock(target.with_name(f"{name}.lock")):
-                if not target.exists():  # another process may have brought it in the meantime
+            with _progress_bar(name, progress) as report, lock(target.with_name(f"{name}.lock"), "", timeout=-1):
+                if not target.exists():  # another process may have downloaded it in the meantime
                     _fetch(url, partial, report, retries, timeout)
                     _install(partial, target)
-        elif damage := _damage(target, target.suffix, every_byte=False):
-            raise DownloadError(f"{target} is damaged: {damage}; remove it to download it again from {url}")
+        elif reason := damage(target, target.suffix):
+            raise DownloadError(f"{target} is damaged: {reason}; remove it to download it again from {url}")
     except _Interrupted as error:
         raise DownloadError(
             f"cannot download {url}: {error} (tries: {retries + 1}); check the connection and run this again"
@@ -119,18 +119,18 @@ def _fetch(url: str, partial: Path, report: _Report, retries: int, timeout: floa
 
 
 def _receive(url: str, partial: Path, report: _Report, timeout: float) -> None:
-    """Append to `partial` what one connection brings; return when that makes it complete."""
+    """Append to `partial` what one connection gives; return when the file is complete."""
     start, version = _resume_point(partial)
     wanted = {"Range": f"bytes={start}-", "If-Range": version} if start else {}
     with _connect(Request(url, headers={"User-Agent": "vmamba", **wanted}), timeout) as response:
         first, total = _extent(response)
         if response.status == 416 and start and start == total:
-            return  # everything had come already
+            return  # nothing is missing
         if response.status == 206 and 0 < start == first and _version(response.headers) in ("", version):
             mode = "ab"
         elif response.status == 200:
             mode, start = "wb", 0
-        elif start:  # an answer to another question: ask for the whole file
+        elif start:  # not what was asked for: ask for the whole file
             partial.unlink()
             return _receive(url, partial, report, timeout)
         else:
@@ -168,10 +168,20 @@ def _version(headers: Message) -> str:
     return etag if etag.startswith('"') else headers.get("Last-Modified", "")  # a weak ETag is not allowed there
 
 
+class _Redirects(HTTPRedirectHandler):
+    """Follow within http or https, or to https: never to files, or out of an encrypted connection."""
+
+    def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
+        old, new = urlsplit(req.full_url).scheme, urlsplit(newurl).scheme
+        if new not in (old, "https"):
+            raise _Refused(f"it redirects from {old} to {new}, which is not followed")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def _connect(request: Request, timeout: float) -> http.client.HTTPResponse:
     """The server's answer with status 2xx or 416."""
     try:
-        response: http.client.HTTPResponse = urlopen(request, timeout=timeout)
+        response: http.client.HTTPResponse = build_opener(_Redirects).open(request, timeout=timeout)
     except HTTPError as error:
         if error.code == 416:
             return cast(http.client.HTTPResponse, error)  # it is a response too
@@ -204,96 +214,32 @@ def _extent(response: http.client.HTTPResponse) -> tuple[int | None, int | None]
 
 
 def _install(partial: Path, target: Path) -> None:
-    """Give the complete file its name, or remove it if what came is damaged."""
-    damage = _damage(partial, target.suffix, every_byte=True)
-    if damage:
+    """Give the complete file its name, or remove it if it is damaged."""
+    reason = damage(partial, target.suffix, every_byte=True)
+    if reason:
         partial.unlink()
         _version_file(partial).unlink(missing_ok=True)
-        raise _Refused(f"what came is damaged and was removed: {damage}")
+        raise _Refused(f"what came is damaged and was removed: {reason}")
     os.replace(partial, target)
     _version_file(partial).unlink(missing_ok=True)
-
-
-def _damage(path: Path, suffix: str, *, every_byte: bool) -> str:
-    """What is wrong with a file of this kind; empty if nothing is, or if the kind is not known."""
-    if suffix == ".safetensors":
-        return _damage_of_safetensors(path)
-    if suffix in (".pth", ".pt", ".ckpt"):
-        with path.open("rb") as file:
-            start = file.read(2)
-        if start == b"PK":
-            return _damage_of_zip(path, every_byte)
-        if start[:1] != b"\x80":  # such is a pickle, the format before PyTorch 1.6, without checksums
-            return f"it is not a PyTorch checkpoint, it begins with {start!r}"
-    return ""
-
-
-def _damage_of_safetensors(path: Path) -> str:
-    try:
-        with safe_open(path, framework="pt"):  # compares the header with the length of the file
-            return ""
-    except SafetensorError as error:
-        return _one_line(error)
-
-
-def _damage_of_zip(path: Path, every_byte: bool) -> str:
-    try:
-        with zipfile.ZipFile(path) as archive:  # finds the table at the end of the file
-            bad = archive.testzip() if every_byte else None
-    except Exception as error:  # zipfile raises nearly anything on a broken archive, even OSError
-        return _one_line(error)
-    return f"the checksum of its entry {bad} is wrong" if bad else ""
 
 
 @contextmanager
 def _progress_bar(name: str, wanted: bool) -> Iterator[_Report]:
     # Only here: models are made, and timed, where rich is not installed.
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    console = Console(stderr=True)
+    screen = console(stderr=True)
     label = TextColumn("{task.description}", markup=False)
     columns = (label, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    show = wanted and console.is_interactive and console.file.isatty()  # FORCE_COLOR alone means interactive to rich
-    with Progress(*columns, console=console, disable=not show) as bar:
+    show = wanted and screen.is_interactive and screen.file.isatty()  # FORCE_COLOR alone means interactive to rich
+    with Progress(*columns, console=screen, disable=not show) as bar:
         task = bar.add_task(name, total=None)
 
         def report(size: int, total: int | None) -> None:
             bar.update(task, completed=size, total=total)
 
         yield report
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Let one process in at a time. The system frees the lock of a process that dies."""
-    with path.open("ab") as file:
-        while not _try_lock(file.fileno()):
-            time.sleep(0.1)
-        yield
-    with suppress(OSError):  # whoever waits for it still has it open, and will find the file downloaded
-        path.unlink()
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _try_lock(descriptor: int) -> bool:
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except PermissionError:
-            return False
-        return True
-
-else:
-    import fcntl
-
-    def _try_lock(descriptor: int) -> bool:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
 
 
 def _kept(partial: Path) -> str:

@@ -104,7 +104,7 @@ def read_file(path: Path) -> Mapping[str, Any]:
         if not start:
             raise CheckpointError(f"{path}: the file is empty")
         if start[8:] == b"{" or path.suffix == ".safetensors":
-            content = _read_safetensors(file)
+            content = read_safetensors(file)
         else:
             content = _read_zip(file) if start[:4] == b"PK\3\4" else _read_legacy(file)
     except OSError as error:
@@ -120,8 +120,12 @@ def read_file(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _read_safetensors(file: SourceFile) -> dict[str, StoredTensor]:
-    """By the format's definition; the library would map the file before it compares any size."""
+def read_safetensors(file: SourceFile) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file, by the format's definition: the library maps a file before it compares sizes.
+
+    Raises:
+        ValueError: If the header does not fit the file.
+    """
     length = int.from_bytes(file.read(0, 8), "little")
     if not 2 <= length <= min(file.size - 8, _MAX_HEADER):
         raise ValueError("its header is longer than the file" if length else "it has no header")
