@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vmamba.data.class_names import natural_key
 from vmamba.data.image_dataset import ImageDataset, hold_out, median_size
-from vmamba.data.image_folder import ImageFolder, find_split, natural_key
+from vmamba.data.image_folder import ImageFolder, find_split
 from vmamba.data.tar import list_tar, open_member
 from vmamba.errors import DataError, ImageError
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from vmamba.checkpoints.info import Preprocessing, info_of
 from vmamba.cli.arguments import add_device, add_images, add_json, add_output, device, positive
 from vmamba.cli.results import Failures, array_file, output_paths, printer, results_folder
-from vmamba.data.coco import encode_mask
 from vmamba.data.images import find_images, read_image
+from vmamba.data.masks import encode_mask
 from vmamba.progress import progress_bar
 from vmamba.tasks.dense.checkpoint import load_detector
 from vmamba.tasks.dense.pictures import draw_detections

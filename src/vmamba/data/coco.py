@@ -1,22 +1,27 @@
-"""Instance annotations in COCO's format, read and checked."""
+"""Images with instance annotations in COCO's format."""
 
 from __future__ import annotations
 
-import json
+import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 from torchvision import tv_tensors
 
-from vmamba.data.images import read_image
+from vmamba.data.annotations import AnnotationError
+from vmamba.data.class_names import class_name
+from vmamba.data.coco_file import AnnotationEntry, ImageEntry, read_coco
+from vmamba.data.images import read_image_of_size
+from vmamba.data.masks import decode_mask
 from vmamba.data.summary import SplitSummary
-from vmamba.errors import ImageError
+from vmamba.data.verify import unreadable
+from vmamba.errors import DataError
 
 #: COCO's 80 classes, in the order of their ids.
 CLASSES = (
@@ -34,9 +39,7 @@ CLASSES = (
 _GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 CATEGORY_IDS = tuple(i for i in range(1, 91) if i not in _GAPS)
 
-
-class AnnotationError(ImageError):
-    """Annotations that cannot be used; the message is one line that names the file."""
+_MASKLESS = "instances without a mask"
 
 
 @dataclass(frozen=True)
@@ -60,16 +63,16 @@ def find_split(root: str | Path, name: str) -> Split:
         name: ``"train"`` or ``"val"``: finds ``instances_train2017.json`` and ``train2017/``.
 
     Raises:
-        AnnotationError: If there is no such file or folder, or more than one.
+        DataError: If there is no such file or folder, or more than one.
     """
     root = Path(root)
     found = sorted((root / "annotations").glob(f"instances_{name}*.json"))
     if len(found) != 1:
         what = "no" if not found else f"{len(found)} files"
-        raise AnnotationError(f"{root}: {what} annotations/instances_{name}*.json; exactly one is needed")
+        raise DataError(f"{root}: {what} annotations/instances_{name}*.json; exactly one is needed")
     images = root / found[0].stem.removeprefix("instances_")
     if not images.is_dir():
-        raise AnnotationError(f"{root}: {found[0].name} has no folder of images {images.name} beside annotations")
+        raise DataError(f"{root}: {found[0].name} has no folder of images {images.name} beside annotations")
     return Split(found[0], images)
 
 
@@ -82,17 +85,17 @@ class Picture:
         path: The image.
         height: In pixels.
         width: In pixels.
-        boxes: (x1, y1, x2, y2) of each thing, inside the image.
-        labels: Its class, an index.
-        segmentations: As in the file: polygons or run lengths.
+        boxes: float32 (N, 4), x1, y1, x2, y2 of each thing, inside the image.
+        labels: int64 (N,), its class.
+        segmentations: Polygons (float64 arrays) or run lengths of each.
     """
 
     id: int
     path: Path
     height: int
     width: int
-    boxes: tuple[tuple[float, float, float, float], ...]
-    labels: tuple[int, ...]
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
     segmentations: tuple[Any, ...]
 
 
@@ -100,24 +103,25 @@ class CocoInstances:
     """The images of an annotation file with their instances; ``samples[i]`` gives what `transform` makes of one.
 
     Crowds, boxes without area or wholly outside the image and instances without a mask are no examples to learn from
-    and are left out here (evaluation reads the file itself, where crowds count as neither right nor wrong).
+    and are left out here (evaluation takes the file itself, where crowds count as neither right nor wrong).
 
     Attributes:
+        file: The checked file; for training without its annotations, which are in `pictures`.
         classes: Names, in the order of their ids.
         category_ids: Ids in the file, one per class.
-        pictures: What is there.
-        notes: What was left out, one line each, for a person.
+        pictures: The images that are used.
+        left_out: Reason → number of instances and images that are not.
 
     Args:
         split: See `find_split`.
         training: Leave out images without instances and those with a side below 32 pixels.
         transform: From a dictionary with tv_tensors: ``image``, its ``id``, ``file`` and ``size`` (height, width), and
             for training ``boxes``, ``labels``, ``masks``; None to return that.
-        strict: Do not accept boxes without area or outside the image.
+        strict: Do not accept boxes without area or outside the image, nor instances without a mask.
 
     Raises:
         AnnotationError: If the file cannot be read, refers to images or categories that do not exist, or leaves
-            nothing; where `strict`, also for boxes that would be left out.
+            nothing; where `strict`, also for instances that would be left out.
     """
 
     def __init__(
@@ -129,82 +133,92 @@ class CocoInstances:
         strict: bool = False,
     ) -> None:
         self.split, self.transform, self.training = split, transform, training
-        content = read_annotations(split.annotations)
-        categories = sorted(content["categories"], key=lambda c: c["id"])
-        self.category_ids = tuple(c["id"] for c in categories)
-        self.classes = tuple(str(c.get("name", c["id"])) for c in categories)
+        file = read_coco(split.annotations)
+        self.file = replace(file, annotations=[]) if training else file
+        self.category_ids = tuple(category["id"] for category in file.categories)
+        self.classes = tuple(class_name(category.get("name", category["id"])) for category in file.categories)
         self._label = {category: i for i, category in enumerate(self.category_ids)}
-        self._left_out: Counter[str] = Counter()
-        instances = self._by_image(content)
-        self._check_files(content["images"])
-        pictures = [self._picture(image, instances.get(image["id"], ())) for image in content["images"]]
-        if strict and self._left_out:
-            raise AnnotationError(f"{split.annotations}: {self._faults()}; without --strict they are left out")
-        if training:
-            kept = [p for p in pictures if p.boxes and min(p.height, p.width) >= 32]
-            self._left_out["images without annotations"] = len(pictures) - len(kept)
-            pictures = kept
-        self.pictures = pictures
-        self.notes = [f"{split.annotations.name}: left out {self._faults()}"] if +self._left_out else []
-        if not pictures:
-            raise AnnotationError(f"{split.annotations}: leaves no image to {'train' if training else 'evaluate'} on")
+        self.left_out: Counter[str] = Counter()
+        self._check_files()
+        by_image: dict[int, list[AnnotationEntry]] = {}
+        for annotation in file.annotations:
+            by_image.setdefault(annotation["image_id"], []).append(annotation)
+        pictures = [self._picture(image, by_image.get(image["id"], ())) for image in self.file.images]
+        if strict and self.left_out:
+            faults = [
+                f"has {count:,} {reason}; without --strict they are left out" for reason, count in self._reasons()
+            ]
+            raise AnnotationError(split.annotations, faults)
+        self.pictures = [picture for picture in pictures if self._is_used(picture)]
+        if not self.pictures:
+            purpose = "train" if training else "evaluate"
+            reasons = "".join(f", {count:,} {reason}" for reason, count in self._reasons())
+            masks = (
+                "; Mask R-CNN learns from masks (segmentation), boxes alone are not enough"
+                if self.left_out[_MASKLESS]
+                else ""
+            )
+            raise AnnotationError(split.annotations, [f"leaves no image to {purpose} on{reasons}{masks}"])
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> Any:
         picture = self.pictures[index]
-        image = read_image(picture.path)
-        if image.size != (picture.width, picture.height):
-            raise AnnotationError(
-                f"{picture.path}: is {image.width}×{image.height} pixels, {self.split.annotations.name} says "
-                f"{picture.width}×{picture.height}"
-            )
+        image = read_image_of_size(picture.path, picture.width, picture.height)
         size = (picture.height, picture.width)
         sample = {"image": tv_tensors.Image(image), "id": picture.id, "file": picture.path.name, "size": size}
         if self.training:
-            boxes = torch.tensor(picture.boxes, dtype=torch.float32).view(-1, 4)
+            boxes = torch.tensor(picture.boxes)
             sample["boxes"] = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size)
-            sample["labels"] = torch.tensor(picture.labels, dtype=torch.int64)
+            sample["labels"] = torch.tensor(picture.labels)
             sample["masks"] = tv_tensors.Mask(torch.stack([decode_mask(s, *size) for s in picture.segmentations]))
         return sample if self.transform is None else self.transform(sample)
 
-    def summary(self, split: str) -> SplitSummary:
-        """Instances of each class."""
-        numbers = Counter(label for picture in self.pictures for label in picture.labels)
-        counts = {name: numbers[i] for i, name in enumerate(self.classes)}
-        left_out = dict(self._left_out)
-        return SplitSummary(split, str(self.split.annotations), len(self.pictures), counts, "instances", left_out)
+    def summary(self, split: str, *, verify: bool = False) -> SplitSummary:
+        """Instances of each class.
 
-    def _by_image(self, content: Mapping[str, Any]) -> dict[int, list[dict[str, Any]]]:
-        name = self.split.annotations
-        known = {image["id"] for image in content["images"]}
-        grouped: dict[int, list[dict[str, Any]]] = {}
-        for annotation in content["annotations"]:
-            where = f"{name}: annotation {annotation.get('id', '?')}"
-            if annotation.get("image_id") not in known:
-                raise AnnotationError(f"{where} is of image {annotation.get('image_id')}, which is not in the file")
-            if annotation.get("category_id") not in self._label:
-                raise AnnotationError(
-                    f"{where} has the unknown category {annotation.get('category_id')}; "
-                    f"the file has {len(self.category_ids)}: {', '.join(map(str, self.category_ids[:5]))} …"
-                )
-            box = annotation.get("bbox")
-            if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, (int, float)) for v in box):
-                raise AnnotationError(f"{where} has no box [x, y, width, height], but {box!r}")
-            grouped.setdefault(annotation["image_id"], []).append(annotation)
-        return grouped
+        Args:
+            split: Name of the split.
+            verify: Read every image, too.
+        """
+        numbers = np.zeros(len(self.classes), np.int64)
+        for picture in self.pictures:
+            numbers += np.bincount(picture.labels, minlength=len(numbers))
+        counts: Counter[str] = Counter()
+        for name, count in zip(self.classes, numbers.tolist(), strict=True):
+            counts[name] += count
+        twice = [name for name, count in Counter(self.classes).items() if count > 1]
+        broken = unreadable(len(self), self._read) if verify else []
+        return SplitSummary(
+            split,
+            str(self.split.annotations),
+            len(self),
+            dict(counts),
+            "instances",
+            dict(self.left_out),
+            [f"several categories have the name {name!r}" for name in twice],
+            broken,
+        )
 
-    def _check_files(self, images: Sequence[Mapping[str, Any]]) -> None:
-        there = {p.relative_to(self.split.images).as_posix() for p in self.split.images.rglob("*")}
-        missing = [image["file_name"] for image in images if image["file_name"] not in there]
+    def _read(self, index: int) -> None:
+        picture = self.pictures[index]
+        read_image_of_size(picture.path, picture.width, picture.height)
+
+    def _check_files(self) -> None:
+        """Look whether all images are there, one listing per folder."""
+        names = [image["file_name"] for image in self.file.images]
+        present: set[str] = set()
+        for folder in {os.path.dirname(name) for name in names}:
+            place = self.split.images / folder
+            if place.is_dir():
+                present.update(os.path.join(folder, entry.name) for entry in os.scandir(place))
+        missing = [name for name in names if os.path.join(os.path.dirname(name), os.path.basename(name)) not in present]
         if missing:
-            raise AnnotationError(
-                f"{self.split.annotations}: {len(missing)} of its {len(images)} images are missing in "
-                f"{self.split.images}, the first: {missing[0]}"
-            )
+            number = f"{len(missing):,} of its {len(names):,} images are missing"
+            raise AnnotationError(self.split.annotations, [f"{number} in {self.split.images}, {missing[0]} first"])
 
-    def _picture(self, image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]) -> Picture:
+    def _picture(self, image: ImageEntry, annotations: Sequence[AnnotationEntry]) -> Picture:
         height, width = image["height"], image["width"]
         boxes, labels, segmentations = [], [], []
         for annotation in annotations:
@@ -212,73 +226,37 @@ class CocoInstances:
                 continue
             x, y, w, h = annotation["bbox"]
             left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
-            if w < 1 or h < 1 or annotation.get("area", 1) <= 0:
-                self._left_out["empty boxes"] += 1
+            area = annotation.get("area")
+            if w < 1 or h < 1 or (area is not None and area <= 0):
+                self.left_out["boxes without area"] += 1
             elif right <= left or bottom <= top:
-                self._left_out["boxes outside the image"] += 1
+                self.left_out["boxes outside their image"] += 1
             elif not annotation.get("segmentation"):
-                self._left_out["instances without a mask"] += 1
+                self.left_out[_MASKLESS] += 1
             else:
                 boxes.append((left, top, right, bottom))
                 labels.append(self._label[annotation["category_id"]])
-                segmentations.append(annotation["segmentation"])
-        path = self.split.images / image["file_name"]
-        return Picture(image["id"], path, height, width, tuple(boxes), tuple(labels), tuple(segmentations))
+                segmentations.append(annotation.get("segmentation"))
+        return Picture(
+            image["id"],
+            self.split.images / image["file_name"],
+            height,
+            width,
+            np.array(boxes, dtype=np.float32).reshape(-1, 4),
+            np.array(labels, dtype=np.int64),
+            tuple(segmentations),
+        )
 
-    def _faults(self) -> str:
-        return ", ".join(f"{number} {what}" for what, number in (+self._left_out).items())
+    def _is_used(self, picture: Picture) -> bool:
+        if not self.training:
+            return True
+        if not len(picture.labels):
+            self.left_out["images without instances to learn from"] += 1
+            return False
+        if min(picture.height, picture.width) < 32:
+            self.left_out["images with a side below 32 pixels"] += 1
+            return False
+        return True
 
-
-def read_annotations(path: Path) -> dict[str, Any]:
-    """The content of an annotation file, its outline checked.
-
-    Raises:
-        AnnotationError: If it cannot be read or is not COCO's format.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AnnotationError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if not isinstance(content, dict):
-        raise AnnotationError(f"{path}: not COCO's format, which is an object with images, annotations, categories")
-    for part, fields in (
-        ("images", ("id", "file_name", "height", "width")),
-        ("annotations", ()),
-        ("categories", ("id",)),
-    ):
-        entries = content.get(part)
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise AnnotationError(f"{path}: not COCO's format: no list of {part}")
-        for entry in entries:
-            lacking = [field for field in fields if field not in entry]
-            if lacking:
-                raise AnnotationError(f"{path}: not COCO's format: one of its {part} has no {lacking[0]}")
-    return content
-
-
-def decode_mask(segmentation: Any, height: int, width: int) -> Tensor:
-    """Polygons, or run lengths plain or compressed → uint8 (height, width) of zeros and ones."""
-    code = _codec()
-    if isinstance(segmentation, list):
-        runs = code.merge(code.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        runs = code.frPyObjects(segmentation, height, width)
-    else:
-        runs = segmentation
-    return torch.from_numpy(np.ascontiguousarray(code.decode(runs)).reshape(height, width))
-
-
-def encode_mask(mask: Tensor) -> dict[str, Any]:
-    """Bool or uint8 (height, width) → compressed run lengths, fit for JSON."""
-    runs = _codec().encode(np.asfortranarray(mask.cpu().numpy().astype(np.uint8)))
-    counts = runs["counts"]
-    return {"size": list(runs["size"]), "counts": counts.decode() if isinstance(counts, bytes) else counts}
-
-
-def _codec() -> Any:
-    """Run lengths in C, with the functions of ``pycocotools.mask``."""
-    try:
-        from faster_coco_eval import mask
-    except ImportError:
-        raise ValueError("masks in COCO's format need faster-coco-eval: pip install 'vmamba[dense]'") from None
-    return mask
+    def _reasons(self) -> list[tuple[str, int]]:
+        return list((+self.left_out).items())

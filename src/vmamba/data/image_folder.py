@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vmamba.data.class_names import class_name, natural_key, number_classes
 from vmamba.data.images import image_endings
 from vmamba.data.tar import list_tar, open_member
 from vmamba.data.walk import by_ending, is_hidden, walk
 from vmamba.errors import DataError
-from vmamba.terminal import printable
 
 #: Names under which the splits of a folder are looked for, `SPLIT` or `SPLIT.tar`.
 SPLITS = {"train": ("train", "training"), "val": ("val", "validation", "valid", "test")}
@@ -82,7 +80,7 @@ class ImageFolder:
             self.left_out[_OUTSIDE] = len(images) - len(self._names)
         names = [class_name(name.partition("/")[0]) for name in self._names]
         self._check(names, classes)
-        self.classes = dict(classes) if classes else number(names)
+        self.classes = dict(classes) if classes else number_classes(names)
         self.labels = np.array([self.classes[name] for name in names], dtype=np.int64)
 
     def __len__(self) -> int:
@@ -128,19 +126,3 @@ def find_split(root: str, split: str) -> str | None:
         raise DataError(f"{root}: no such folder; --data names the folder that holds train/ and val/")
     candidates = [os.path.join(root, name + ending) for name in SPLITS[split] for ending in ("", ".tar")]
     return next((path for path in candidates if os.path.exists(path)), None)
-
-
-def class_name(folder: str) -> str:
-    """Name of the class in a folder: one printable line, in composed Unicode whatever the file system uses."""
-    return unicodedata.normalize("NFC", printable(folder))
-
-
-def number(names: Iterable[str]) -> dict[str, int]:
-    """Class names → numbers from 0 on, in natural order."""
-    return {name: i for i, name in enumerate(sorted(set(names), key=natural_key))}
-
-
-def natural_key(name: str) -> tuple[list[int | str], str]:
-    """Sort key: numbers within names by value, the rest without regard to case; ``a2`` before ``A10``."""
-    parts = re.split(r"(\d+)", name.lower())
-    return [int(part) if part.isdecimal() else part for part in parts], name

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from vmamba.data.coco import encode_mask
+from vmamba.data.masks import encode_mask
 
 #: What is drawn. Colours are drawn at random, so that only the form tells the classes apart.
 CLASSES = ("disc", "square", "triangle", "star")

@@ -6,13 +6,16 @@ import contextlib
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from support.coco import Change, perfect_detections, write_coco
 from vmamba.data.coco import find_split
+from vmamba.data.coco_file import read_coco
 from vmamba.data.shapes import CATEGORY_IDS, pictures, write_shapes
 from vmamba.tasks.detection.average_precision import as_results, average_precision
 
@@ -35,7 +38,8 @@ def test_equal_to_pycocotools(tmp_path: Path) -> None:
             scores = torch.rand(len(masks))
             results += as_results(1 + 3 * i, boxes.float(), scores, torch.tensor(labels), stack, CATEGORY_IDS)
             assert stack.shape[1:] == (picture.height, picture.width)
-    numbers = average_precision(annotations, results, tmp_path / "out")
+    ids = {1 + 3 * i for i in range(40)}
+    numbers = average_precision(read_coco(annotations), results, ids, tmp_path / "out")
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(annotations))
         for kind, prefix, other in (("bbox", "box", "segmentation"), ("segm", "mask", "bbox")):
@@ -55,5 +59,52 @@ def test_equal_to_pycocotools(tmp_path: Path) -> None:
 
 def test_nothing_found_is_zero(tmp_path: Path) -> None:
     write_shapes(tmp_path, train=1, val=2, side=64)
-    numbers = average_precision(find_split(tmp_path / "coco", "val").annotations, [])
+    truth = read_coco(find_split(tmp_path / "coco", "val").annotations)
+    numbers = average_precision(truth, [], [image["id"] for image in truth.images])
     assert numbers["box_ap"] == numbers["mask_ap50"] == 0
+
+
+def same_id(content: dict[str, Any]) -> None:
+    for annotation in content["annotations"]:
+        annotation["id"] = 5
+
+
+def add(**values: Any) -> Change:
+    """Another object in the first image."""
+    return lambda content: content["annotations"].append(dict(content["annotations"][0], id=9, **values))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: None,
+        lambda c: c["annotations"][0].update(id=0),
+        same_id,
+        lambda c: [annotation.pop("id") for annotation in c["annotations"]],
+        lambda c: [annotation.pop("area") for annotation in c["annotations"]],
+        lambda c: c["images"][0].update(id=0) or c["annotations"][0].update(image_id=0),
+        lambda c: c["categories"][0].update(id=0) or [a.update(category_id=0) for a in c["annotations"]],
+        lambda c: c["annotations"][0].update(iscrowd=True),
+        lambda c: c["annotations"][0].pop("segmentation"),
+        add(bbox=[1, 1, 0, 5]),
+        add(bbox=[60, 5, 10, 10]),
+    ],
+    ids=[
+        "as usual", "id 0", "ids twice", "no ids", "no areas", "image 0", "category 0", "crowd", "no mask",
+        "box without area", "box outside",
+    ],
+)  # fmt: skip
+def test_a_perfect_detector_gets_everything(tmp_path: Path, change: Change) -> None:
+    truth = read_coco(write_coco(tmp_path, change).annotations)
+    seen = {image["id"] for image in truth.images}
+    numbers = average_precision(truth, perfect_detections(truth, seen), seen)
+    assert numbers["box_ap"] == pytest.approx(100)
+    assert numbers["mask_ap"] == pytest.approx(100)
+
+
+def test_images_that_were_not_read_do_not_count(tmp_path: Path) -> None:
+    truth = read_coco(write_coco(tmp_path).annotations)
+    numbers = average_precision(truth, perfect_detections(truth, {8}), {8})
+    assert numbers["box_ap"] == pytest.approx(100)
+    assert numbers["mask_ap"] == pytest.approx(100)
+    assert average_precision(truth, perfect_detections(truth, {8}), {7, 8})["box_ap"] == pytest.approx(50, abs=1)

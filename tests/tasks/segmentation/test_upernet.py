@@ -14,7 +14,7 @@ from vmamba.checkpoints.loading import load_whole
 from vmamba.checkpoints.names import to_our_names
 from vmamba.checkpoints.recognition import open_checkpoint
 from vmamba.model.variants import VARIANTS
-from vmamba.tasks.segmentation.upernet import IGNORED, UperNet, UperNetConfig
+from vmamba.tasks.segmentation.upernet import IGNORE_INDEX, UperNet, UperNetConfig
 
 NAMES = json.loads((GOLDEN / "dense" / "upernet.json").read_text())
 
@@ -48,7 +48,7 @@ def test_losses_are_those_of_mmsegmentation_and_teach_everything() -> None:
     backbone = VMambaConfig(dims=(8, 16, 32, 64), depths=(1, 1, 1, 1))
     model = UperNet(UperNetConfig(backbone, tuple("abc"), channels=16, auxiliary_channels=8)).train()
     images, labels = torch.randn(2, 3, 72, 96), torch.randint(3, (2, 72, 96))
-    labels[:, :20] = IGNORED
+    labels[:, :20] = IGNORE_INDEX
     torch.manual_seed(1)
     losses = model(images, labels)
     (losses["decode"] + losses["auxiliary"]).backward()
@@ -57,7 +57,7 @@ def test_losses_are_those_of_mmsegmentation_and_teach_everything() -> None:
     model.eval()  # the same without dropout and with fixed statistics
     losses = model(images, labels)
     logits = model(images)
-    pixels = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
+    pixels = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="none")
     torch.testing.assert_close(losses["decode"], pixels.mean())
-    known = labels != IGNORED
+    known = labels != IGNORE_INDEX
     torch.testing.assert_close(losses["right"], (logits.argmax(1) == labels)[known].float().mean())

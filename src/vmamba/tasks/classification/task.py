@@ -17,7 +17,7 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from vmamba.checkpoints.saving import save_weights
-from vmamba.data.augmentation import training_transform
+from vmamba.data.classification_transforms import training_transform
 from vmamba.data.image_dataset import ImageDataset, Sample, median_size
 from vmamba.data.loader import IndexedLoader
 from vmamba.data.shards import ShardLoader, find_shards

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from vmamba.data.coco import encode_mask, read_annotations
+from vmamba.data.class_names import class_name
+from vmamba.data.coco_file import CocoFile
+from vmamba.data.masks import area, encode_mask
 from vmamba.errors import MissingPackageError
 from vmamba.files import atomic_write
 from vmamba.tables import write_table
@@ -47,13 +49,14 @@ def as_results(
 
 
 def average_precision(
-    annotations: Path, results: Sequence[Mapping[str, Any]], output: Path | None = None
+    truth: CocoFile, results: Sequence[Mapping[str, Any]], image_ids: Iterable[int], output: Path | None = None
 ) -> dict[str, float]:
     """Average precision, per cent, of detections against an annotation file.
 
     Args:
-        annotations: COCO's format, crowds included.
-        results: See `as_results`, of all images of the file.
+        truth: The file, crowds included.
+        results: See `as_results`.
+        image_ids: Of the images that were looked at; objects in others count neither as found nor as missed.
         output: Folder for ``detections.json`` and ``average_precision.csv`` (per class), or None.
 
     Returns:
@@ -67,11 +70,8 @@ def average_precision(
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError:
         raise MissingPackageError("faster-coco-eval", "dense") from None
-    content = read_annotations(annotations)
-    for annotation in content["annotations"]:
-        annotation.setdefault("iscrowd", 0)
-    truth = COCO(content, print_function=_silent)
-    names = [str(c.get("name", c["id"])) for c in sorted(content["categories"], key=lambda c: c["id"])]
+    ids = set(image_ids)
+    names = [class_name(category.get("name", category["id"])) for category in truth.categories]
     numbers: dict[str, float] = {}
     per_class: dict[str, list[float]] = {}
     for kind, prefix, left_out in (("bbox", "box", "segmentation"), ("segm", "mask", "bbox")):
@@ -81,7 +81,8 @@ def average_precision(
             numbers |= {f"{prefix}_{name}": 0.0 for name in _NAMES}
             per_class[prefix] = [0.0] * len(names)
             continue
-        evaluation = COCOeval_faster(truth, truth.loadRes(mine), kind, print_function=_silent)
+        objects = COCO(_dataset(truth, ids, masks=kind == "segm"), print_function=_silent)
+        evaluation = COCOeval_faster(objects, objects.loadRes(mine), kind, print_function=_silent)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -97,6 +98,44 @@ def average_precision(
         rows = [(name, *("" if np.isnan(v) else f"{v:.2f}" for v in pair)) for name, *pair in values]
         write_table(output / "average_precision.csv", ("class", "box_ap", "mask_ap"), rows)
     return numbers
+
+
+def _dataset(truth: CocoFile, image_ids: set[int], *, masks: bool) -> dict[str, Any]:
+    """The annotations of some images as the evaluator needs them.
+
+    They are numbered from 1, since 0 stands for "not matched" there and ids of files may occur twice. Boxes that nobody
+    can find, without area or outside their image, are left out. For masks, an object without one becomes a crowd that
+    fills its box: found or not, it does not count.
+    """
+    images = [image for image in truth.images if image["id"] in image_ids]
+    sizes = {image["id"]: (image["height"], image["width"]) for image in images}
+    annotations: list[dict[str, Any]] = []
+    for entry in truth.annotations:
+        if entry["image_id"] not in sizes:
+            continue
+        height, width = sizes[entry["image_id"]]
+        x, y, w, h = entry["bbox"]
+        if w <= 0 or h <= 0 or x >= width or y >= height or x + w <= 0 or y + h <= 0:
+            continue
+        mask: Any = entry.get("segmentation")
+        crowd = bool(entry.get("iscrowd", 0)) or (masks and not mask)
+        if not mask:
+            mask = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        elif not isinstance(mask, dict):
+            mask = [polygon.tolist() for polygon in mask]
+        size = entry.get("area")
+        annotations.append(
+            {
+                "id": len(annotations) + 1,
+                "image_id": entry["image_id"],
+                "category_id": entry["category_id"],
+                "bbox": [x, y, w, h],
+                "area": area(mask, height, width) if size is None else size,
+                "iscrowd": int(crowd),
+                "segmentation": mask,
+            }
+        )
+    return {"images": images, "annotations": annotations, "categories": truth.categories}
 
 
 def _silent(*_: object, **__: object) -> None:

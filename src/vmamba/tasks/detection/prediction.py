@@ -7,13 +7,13 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as V
 
 from vmamba.checkpoints.info import Preprocessing
-from vmamba.data.dense_transforms import LONGEST, MEAN, STD, fit, resize_image
+from vmamba.data.dense_transforms import MAX_SIZE, MEAN, STD, rescale_size, resize_image
 from vmamba.errors import OptionError
 from vmamba.tasks.detection.mask_rcnn import Detections, MaskRCNN
 from vmamba.tasks.detection.task import pad_together
 
 #: Preprocessing of the published results on COCO.
-PUBLISHED = Preprocessing(image_size=800, max_size=LONGEST, mean=MEAN, std=STD, interpolation="bilinear")
+PUBLISHED = Preprocessing(image_size=800, max_size=MAX_SIZE, mean=MEAN, std=STD, interpolation="bilinear")
 
 
 @torch.inference_mode()
@@ -44,7 +44,7 @@ def detect(
     long = settings.max_size or max(original)
     if not 32 <= short <= long:
         raise OptionError(f"image_size must be from 32 to max_size, got {short} and {long}")
-    size = fit(original, short, long)
+    size = rescale_size(original, short, long)
     pixels = resize_image(V.pil_to_tensor(image), size).float() / 255
     pixels = V.normalize(pixels, list(settings.mean), list(settings.std))
     (detections,) = model(pad_together([pixels]).to(next(model.parameters()).device), [size])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vmamba.checkpoints.saving import save_weights
+from vmamba.data.aspect_ratio_grouping import AspectRatioGroupedLoader
 from vmamba.data.coco import CocoInstances, find_split
 from vmamba.data.dense_transforms import detection_evaluation, detection_training
-from vmamba.data.grouping import AspectGroupedLoader
 from vmamba.data.loader import IndexedLoader
 from vmamba.data.summary import DataSummary
-from vmamba.errors import CheckpointError
+from vmamba.errors import CheckpointError, DataError
 from vmamba.tasks.dense.backbone import backbone_config, job_checkpoint, load_backbone
 from vmamba.tasks.dense.checkpoint import load_detector
 from vmamba.tasks.detection.average_precision import as_results, average_precision
@@ -143,11 +142,7 @@ class Detection:
         return self._open("val", training=False, transform=transform)
 
     def _open(self, split: str, **options: Any) -> CocoInstances:
-        data = CocoInstances(find_split(self.job.data, split), strict=self.job.strict, **options)
-        if self.job.rank == 0:
-            for note in data.notes:
-                print(f"vmamba: {note}", file=sys.stderr)
-        return data
+        return CocoInstances(find_split(self.job.data, split), strict=self.job.strict, **options)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -155,7 +150,20 @@ class Detection:
         return self._val_data.classes
 
     def summary(self, *, verify: bool = False) -> DataSummary:
-        return DataSummary(self.name, self.job.data, [self._train_data.summary("train"), self._val_data.summary("val")])
+        self._check_categories()
+        parts = [self._train_data.summary("train", verify=verify), self._val_data.summary("val", verify=verify)]
+        return DataSummary(self.name, self.job.data, parts)
+
+    def _check_categories(self) -> None:
+        train, val = (
+            dict(zip(data.category_ids, data.classes, strict=True)) for data in (self._train_data, self._val_data)
+        )
+        if train != val:
+            differing = sorted(set(train.items()) ^ set(val.items()))
+            raise DataError(
+                f"{self.job.data}: the training and the validation annotations differ in their categories, "
+                f"{differing[0][0]} ({differing[0][1]}) first"
+            )
 
     def build_model(self) -> nn.Module:
         job, options = self.job, self.options
@@ -184,11 +192,10 @@ class Detection:
         return model
 
     def train_loader(self) -> Loader:
+        self._check_categories()
         data = self._train_data
-        if data.category_ids != self._val_data.category_ids:
-            raise ValueError(f"{self.job.data}: the training and the validation annotations differ in their categories")
-        upright = [p.height > p.width and self.options.group_by_aspect for p in data.pictures]
-        return AspectGroupedLoader(data, collate, training=True, upright=upright, **self._share())
+        group_ids = [int(p.height > p.width and self.options.group_by_aspect) for p in data.pictures]
+        return AspectRatioGroupedLoader(data, collate, training=True, group_ids=group_ids, **self._share())
 
     def val_loader(self) -> Loader:
         return IndexedLoader(self._val_data, collate, training=False, **self._share())
@@ -205,19 +212,22 @@ class Detection:
         self, model: nn.Module, batches: Iterable[DetectionBatch], output: Path | None = None
     ) -> dict[str, float]:
         found: list[dict[str, Any]] = []
+        image_ids: list[int] = []
         for batch in batches:
+            image_ids += batch.ids
             for i, detections in enumerate(model(batch.images, batch.sizes)):
                 (height, width), original = batch.sizes[i], batch.originals[i]
                 boxes, masks = detections.in_image(original, (height / original[0], width / original[1]))
                 found += as_results(
                     batch.ids[i], boxes, detections.scores, detections.labels, masks, self._val_data.category_ids
                 )
-        everything = [found]
+        parts = [(found, image_ids)]
         if dist.is_initialized():
-            everything = [[] for _ in range(dist.get_world_size())]
-            dist.all_gather_object(everything, found)
-        together = [result for part in everything for result in part]
-        return average_precision(self._val_data.split.annotations, together, output if self.job.rank == 0 else None)
+            parts = [([], []) for _ in range(dist.get_world_size())]
+            dist.all_gather_object(parts, (found, image_ids))
+        together = [result for results, _ in parts for result in results]
+        seen = [image_id for _, ids in parts for image_id in ids]
+        return average_precision(self._val_data.file, together, seen, output if self.job.rank == 0 else None)
 
     def export(self, model: nn.Module, folder: Path) -> list[Path]:
         assert isinstance(model, MaskRCNN)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as V
 
 from vmamba.checkpoints.info import Preprocessing
-from vmamba.data.dense_transforms import MEAN, STD, fit, resize_image
+from vmamba.data.dense_transforms import MEAN, STD, rescale_size, resize_image
 from vmamba.errors import OptionError
 from vmamba.tasks.segmentation.upernet import resize
 
@@ -68,10 +68,10 @@ class Inference:
         for scale in self.scales:
             size = tuple(image.shape[1:])
             if self.image_size is not None:
-                size = fit(size, int(self.image_size * scale), int(self.max_size * scale))
+                size = rescale_size(size, int(self.image_size * scale), int(self.max_size * scale))
             elif scale != 1:
                 sides = [int(side * scale + 0.5) for side in size]
-                size = fit(size, min(sides), max(sides))
+                size = rescale_size(size, min(sides), max(sides))
             resized = image if size == tuple(image.shape[1:]) else resize_image(image, size)
             yield V.normalize(resized.float() / 255, list(self.mean), list(self.std))[None]
 

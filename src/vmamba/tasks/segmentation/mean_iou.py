@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vmamba.data.ade20k import IGNORED
+from vmamba.data.label_maps import IGNORE_INDEX
 from vmamba.errors import DataError
 from vmamba.tables import write_table
 
@@ -26,8 +26,8 @@ class MeanIoU:
         self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def add(self, predicted: Tensor, labels: Tensor) -> None:
-        """Count an image: both integer (H, W); labels `IGNORED` where there is none."""
-        known = labels != IGNORED
+        """Count an image: both integer (H, W); labels `IGNORE_INDEX` where there is none."""
+        known = labels != IGNORE_INDEX
         classes = len(self.confusion)
         cells = labels[known].long() * classes + predicted.to(labels.device)[known].long()
         self.confusion += torch.bincount(cells, minlength=classes**2).view_as(self.confusion).cpu()

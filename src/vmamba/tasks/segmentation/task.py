@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from vmamba.checkpoints.saving import save_weights
-from vmamba.data.ade20k import SceneParsing
 from vmamba.data.dense_transforms import segmentation_training
 from vmamba.data.loader import IndexedLoader
+from vmamba.data.segmentation_folder import SegmentationFolder
 from vmamba.data.summary import DataSummary
 from vmamba.errors import CheckpointError
 from vmamba.tasks.dense.backbone import backbone_config, job_checkpoint, load_backbone
@@ -41,6 +41,8 @@ class SegmentationOptions:
         scales: Sizes whose probabilities are averaged in evaluation.
         flip: Average with mirror images in evaluation.
         keep_head: Keep the checkpoint's classes, for the same data.
+        label_values: The value in the label maps of each class of ``classes.txt``; None for 1, 2, 3 …, and 0 and 255
+            for no class.
     """
 
     crop: int = 512
@@ -54,6 +56,7 @@ class SegmentationOptions:
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     keep_head: bool = False
+    label_values: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.crop < 32:
@@ -74,7 +77,7 @@ class SegmentationBatch(NamedTuple):
 
     Attributes:
         images: Float and normalised, or as read.
-        labels: int64, `vmamba.data.ade20k.IGNORED` where there is none.
+        labels: int64, `vmamba.data.label_maps.IGNORE_INDEX` where there is none.
         files: Names.
     """
 
@@ -120,8 +123,11 @@ class Segmentation:
         self.job, self.options = job, options
 
     @cached_property
-    def _val_data(self) -> SceneParsing:
-        return SceneParsing(self.job.data, "val")
+    def _val_data(self) -> SegmentationFolder:
+        return self._open("val")
+
+    def _open(self, split: str, transform: Any = None) -> SegmentationFolder:
+        return SegmentationFolder(self.job.data, split, transform, label_values=self.options.label_values)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -129,7 +135,7 @@ class Segmentation:
         return self._val_data.classes
 
     def summary(self, *, verify: bool = False) -> DataSummary:
-        parts = [SceneParsing(self.job.data, split).summary(split) for split in ("train", "val")]
+        parts = [self._open(split).summary(verify=verify) for split in ("train", "val")]
         return DataSummary(self.name, self.job.data, parts)
 
     def build_model(self) -> nn.Module:
@@ -160,8 +166,7 @@ class Segmentation:
             raise ValueError("UperNet's pyramid pooling normalises over a batch: at least 2 images per process")
         short = options.image_size or options.crop
         transform = segmentation_training(options.crop, short, options.max_size, options.scale)
-        data = SceneParsing(self.job.data, "train", transform)
-        return IndexedLoader(data, stack, training=True, **self._share())
+        return IndexedLoader(self._open("train", transform), stack, training=True, **self._share())
 
     def val_loader(self) -> Loader:
         return IndexedLoader(self._val_data, side_by_side, training=False, **self._share())

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vmamba.data.ade20k import IGNORED
+from vmamba.data.label_maps import IGNORE_INDEX
 from vmamba.errors import OptionError
 from vmamba.model.backbone import VMamba
 from vmamba.model.config import VMambaConfig
@@ -100,7 +100,7 @@ class UperNet(nn.Module):
 
         Args:
             images: Normalised, float (B, 3, H, W), of any size.
-            labels: int64 (B, H, W), `IGNORED` where there is none.
+            labels: int64 (B, H, W), `IGNORE_INDEX` where there is none.
 
         Returns:
             float (B, classes, H, W); or ``decode`` and ``auxiliary``, whose sum is to be minimised, and the share of
@@ -111,7 +111,7 @@ class UperNet(nn.Module):
         if labels is None:
             return logits
         auxiliary = resize(self.auxiliary_head(maps), images.shape[2:])
-        known = labels != IGNORED
+        known = labels != IGNORE_INDEX
         right = ((logits.argmax(dim=1) == labels) & known).sum() / known.sum().clamp(min=1)
         return {
             "decode": _cross_entropy(logits, labels),
@@ -151,4 +151,4 @@ class _Classifier(nn.Conv2d):
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """The mean over all pixels, those without a label counting as zero, as in MMSegmentation."""
-    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum") / labels.numel()
+    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="sum") / labels.numel()

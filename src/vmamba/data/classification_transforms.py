@@ -15,7 +15,7 @@ def training_transform(image_size: int, **options: Any) -> Callable[[Image.Image
     """``timm.data.create_transform`` for training: PIL image (RGB) → float32 (3, S, S).
 
     Args:
-        image_size: Side S in pixels.
+        image_size: S, in pixels.
         **options: As timm takes them.
     """
     transform = create_transform(image_size, is_training=True, **options)
