@@ -90,3 +90,26 @@ def test_half_precision(dtype: torch.dtype) -> None:
     stored = Mamba(24, dtype=dtype)
     assert stored.A_log.dtype == torch.float32
     assert stored(x.to(dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize("halved", [False, True])
+def test_bidirectional(halved: bool) -> None:
+    """Two ordinary blocks that share their projections, one of them on the reversed sequence."""
+    torch.manual_seed(0)
+    both = Mamba(24, d_state=5, bimamba_type="v2", if_divide_out=halved, init_layer_scale=0.5)
+    for parameter in both.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(2, 11, 24)
+    shared = {"in_proj.weight": both.in_proj.weight, "out_proj.weight": both.out_proj.weight}
+    sets = {suffix: Mamba(24, d_state=5) for suffix in ("", "_b")}
+    for suffix, one in sets.items():
+        names = {"A_log": f"A{suffix}_log", "D": f"D{suffix}"}
+        for layer in ("conv1d.weight", "conv1d.bias", "x_proj.weight", "dt_proj.weight", "dt_proj.bias"):
+            names[layer] = layer.replace(".", f"{suffix}.")
+        one.load_state_dict(shared | {name: both.get_parameter(own) for name, own in names.items()})
+    expected = both.gamma * (sets[""](x) + sets["_b"](x.flip(1)).flip(1)) / (2 if halved else 1)
+    assert relative_error(both(x), expected) < 1e-5
+    with pytest.raises(ValueError, match="has no cache"):
+        Mamba(24, bimamba_type="v2", layer_idx=0)(x, SimpleNamespace(seqlen_offset=0, key_value_memory_dict={}))
+    with pytest.raises(ValueError, match="bimamba_type must be"):
+        Mamba(24, bimamba_type="v9")

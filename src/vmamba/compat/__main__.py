@@ -1,12 +1,19 @@
-"""``python -m vmamba.compat script.py …``: run a script, or with ``-m`` a module, after `vmamba.compat.install`."""
+"""``python -m vmamba.compat script.py …``: run a script, or with ``-m`` a module, after `vmamba.compat.install`.
+
+On a machine without a GPU, inside `vmamba.compat.on_cpu`.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import runpy
 import sys
 
+import torch
+
 from vmamba.compat.install import install
+from vmamba.compat.on_cpu import on_cpu
 
 USAGE = "usage: python -m vmamba.compat (script.py | -m module) [argument …]"
 
@@ -19,18 +26,23 @@ def main(arguments: list[str]) -> None:
     if arguments[0] == "-m":
         if len(arguments) < 2:
             sys.exit(f"-m names no module; {USAGE}")
-        install()
         sys.argv = arguments[1:]
-        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        with _prepared():
+            runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
         return
     script = arguments[0]
     if not os.path.exists(script):
         sys.exit(f"{script}: no such file; {USAGE}")
-    install()
     sys.argv = arguments
     if not getattr(sys.flags, "safe_path", False):  # there Python put the working directory, for -m
         sys.path[0] = os.path.dirname(os.path.realpath(script))
-    runpy.run_path(script, run_name="__main__")
+    with _prepared():
+        runpy.run_path(script, run_name="__main__")
+
+
+def _prepared() -> contextlib.AbstractContextManager[None]:
+    install()
+    return contextlib.nullcontext() if torch.cuda.is_available() else on_cpu()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,9 @@ class Mamba(nn.Module):
     """Mamba's block on sequences, (B, L, d_model) → (B, L, d_model) (Gu and Dao, "Mamba", 2023, figure 3).
 
     Constructor, entries of the state dict, start values and inference cache are those of ``mamba_ssm``, so that its
-    checkpoints load; the scan is `vmamba.ops.selective_scan`.
+    checkpoints load; the scan is `vmamba.ops.selective_scan`. With `bimamba_type="v2"` it is the bidirectional block of
+    Vision Mamba (Zhu et al., 2024): the sequence is also scanned backward with parameters of its own, ``conv1d_b``,
+    ``x_proj_b``, ``dt_proj_b``, ``A_b_log``, ``D_b``, and the two outputs are summed before the last projection.
 
     Args:
         d_model: Channels.
@@ -35,7 +37,16 @@ class Mamba(nn.Module):
         layer_idx: Key of this layer in the inference cache.
         device: Where to create the parameters.
         dtype: Their dtype; `A_log` and `D` are float32.
+        bimamba_type: ``"none"`` or ``"v2"``.
+        if_divide_out: Halve the sum of the two directions.
+        init_layer_scale: Start of a factor per channel of the output, `gamma`; None for no such factor.
     """
+
+    conv1d: nn.Conv1d
+    x_proj: nn.Linear
+    dt_proj: nn.Linear
+    A_log: nn.Parameter
+    D: nn.Parameter
 
     def __init__(
         self,
@@ -55,42 +66,40 @@ class Mamba(nn.Module):
         layer_idx: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        bimamba_type: str = "none",
+        if_divide_out: bool = False,
+        init_layer_scale: float | None = None,
     ) -> None:
         super().__init__()
+        if bimamba_type not in ("none", "v2"):
+            raise ValueError(f"Mamba: bimamba_type must be 'none' or 'v2', got {bimamba_type!r}")
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
         self.d_inner = inner = int(expand * d_model)
         self.dt_rank = math.ceil(d_model / 16) if isinstance(dt_rank, str) else dt_rank
         self.use_fast_path, self.layer_idx = use_fast_path, layer_idx
 
-        self.in_proj = nn.Linear(d_model, 2 * inner, bias=bias, **factory)
-        self.conv1d = nn.Conv1d(inner, inner, d_conv, groups=inner, padding=d_conv - 1, bias=conv_bias, **factory)
+        self.bimamba_type, self.if_divide_out, self.init_layer_scale = bimamba_type, if_divide_out, init_layer_scale
         self.activation = "silu"
         self.act = nn.SiLU()
-        self.x_proj = nn.Linear(inner, self.dt_rank + 2 * d_state, bias=False, **factory)
-        self.dt_proj = nn.Linear(self.dt_rank, inner, **factory)
-        self._reset_dt_proj(dt_init, dt_scale, dt_min, dt_max, dt_init_floor)
-        states = torch.arange(1, d_state + 1, dtype=torch.float32, device=device)
-        self.A_log = nn.Parameter(states.log().repeat(inner, 1))
-        self.D = nn.Parameter(torch.ones(inner, device=device))
-        for parameter in (self.A_log, self.D):
-            parameter._no_weight_decay = True  # type: ignore[attr-defined] # read by training scripts
-        self.out_proj = nn.Linear(inner, d_model, bias=bias, **factory)
+        if init_layer_scale is not None:
+            self.gamma = nn.Parameter(torch.full((d_model,), float(init_layer_scale), **factory))
 
-    @torch.no_grad()
-    def _reset_dt_proj(self, init: str, scale: float, low: float, high: float, floor: float) -> None:
-        """Weights of variance R^-1; the softplus of the bias log-uniform in [low, high]."""
-        bound = self.dt_rank**-0.5 * scale
-        if init == "constant":
-            nn.init.constant_(self.dt_proj.weight, bound)
-        elif init == "random":
-            nn.init.uniform_(self.dt_proj.weight, -bound, bound)
-        else:
-            raise ValueError(f"Mamba: dt_init must be 'random' or 'constant', got {init!r}")
-        bias = self.dt_proj.bias
-        step = torch.empty_like(bias, dtype=torch.float32).uniform_(math.log(low), math.log(high)).exp().clamp(floor)
-        bias.copy_(step + torch.log(-torch.expm1(-step)))  # inverse of softplus
-        bias._no_reinit = True  # type: ignore[attr-defined] # read by training scripts
+        self.in_proj = nn.Linear(d_model, 2 * inner, bias=bias, **factory)
+        for suffix in ("", "_b") if bimamba_type == "v2" else ("",):
+            conv = nn.Conv1d(inner, inner, d_conv, groups=inner, padding=d_conv - 1, bias=conv_bias, **factory)
+            self.add_module(f"conv1d{suffix}", conv)
+            self.add_module(f"x_proj{suffix}", nn.Linear(inner, self.dt_rank + 2 * d_state, bias=False, **factory))
+            dt_proj = nn.Linear(self.dt_rank, inner, **factory)
+            _reset_dt_proj(dt_proj, dt_init, dt_scale, dt_min, dt_max, dt_init_floor)
+            self.add_module(f"dt_proj{suffix}", dt_proj)
+            states = torch.arange(1, d_state + 1, dtype=torch.float32, device=device)
+            A_log, D = nn.Parameter(states.log().repeat(inner, 1)), nn.Parameter(torch.ones(inner, device=device))
+            for parameter in (A_log, D):
+                parameter._no_weight_decay = True  # type: ignore[attr-defined] # read by training scripts
+            self.register_parameter(f"A{suffix}_log", A_log)
+            self.register_parameter(f"D{suffix}", D)
+        self.out_proj = nn.Linear(inner, d_model, bias=bias, **factory)
 
     def forward(self, hidden_states: Tensor, inference_params: Any = None) -> Tensor:
         """Run on a sequence, or on the next token where a cache is under way.
@@ -109,27 +118,37 @@ class Mamba(nn.Module):
             if inference_params.seqlen_offset > 0:
                 return self.step(hidden_states, conv_state, ssm_state)[0]
 
-        length = hidden_states.shape[1]
         x, z = self.in_proj(hidden_states).transpose(1, 2).chunk(2, dim=1)  # (B, D, L)
-        if conv_state is not None:
-            conv_state.copy_(F.pad(x, (self.d_conv - length, 0)))  # the last d_conv inputs; cuts where there are more
-        x = self.act(self.conv1d(x)[..., :length])
-        delta, B, C = self._projections(x.transpose(1, 2))
+        y, last = self._mix(x, z, "")
+        if conv_state is not None and ssm_state is not None:
+            conv_state.copy_(
+                F.pad(x, (self.d_conv - x.shape[-1], 0))
+            )  # the last d_conv inputs; cuts where there are more
+            ssm_state.copy_(last)
+        if self.bimamba_type == "v2":
+            y = y + self._mix(x.flip(-1), z.flip(-1), "_b")[0].flip(-1)
+            y = y / 2 if self.if_divide_out else y
+        out = self.out_proj(y.transpose(1, 2))
+        return out if self.init_layer_scale is None else out * self.gamma
+
+    def _mix(self, x: Tensor, z: Tensor, suffix: str) -> tuple[Tensor, Tensor]:
+        """Convolution and gated scan (B, D, L) with one set of parameters; the last state (B, D, N), too."""
+        dt_proj = self.get_submodule(f"dt_proj{suffix}")
+        x = self.act(self.get_submodule(f"conv1d{suffix}")(x)[..., : x.shape[-1]])
+        delta, B, C = self._projections(x.transpose(1, 2), suffix)
         y, last = selective_scan(
             x,
             delta.transpose(1, 2),
-            self._rates(),
+            _rates(self.get_parameter(f"A{suffix}_log")),
             B.transpose(1, 2),
             C.transpose(1, 2),
-            self.D,
+            self.get_parameter(f"D{suffix}"),
             z=z,
-            delta_bias=self.dt_proj.bias,
+            delta_bias=cast(Tensor, dt_proj.bias),
             delta_softplus=True,
             return_last_state=True,
         )
-        if ssm_state is not None:
-            ssm_state.copy_(last)
-        return self.out_proj(y.transpose(1, 2))
+        return y, last
 
     def step(self, hidden_states: Tensor, conv_state: Tensor, ssm_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The next token alone.
@@ -150,22 +169,20 @@ class Mamba(nn.Module):
         if self.conv1d.bias is not None:
             x = x + self.conv1d.bias
         x = self.act(x).to(hidden_states.dtype)
-        delta, B, C = self._projections(x)
+        delta, B, C = self._projections(x, "")
         step = F.softplus(delta.float() + self.dt_proj.bias.float()).unsqueeze(-1)  # (B, D, 1)
-        state = ssm_state * torch.exp(step * self._rates()) + step * x.unsqueeze(-1) * B.unsqueeze(1)
+        state = ssm_state * torch.exp(step * _rates(self.A_log)) + step * x.unsqueeze(-1) * B.unsqueeze(1)
         ssm_state.copy_(state)
         y = (state * C.unsqueeze(1)).sum(-1) + self.D * x
         y = (y * F.silu(z)).to(hidden_states.dtype)
         return self.out_proj(y).unsqueeze(1), conv_state, ssm_state
 
-    def _projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _projections(self, x: Tensor, suffix: str) -> tuple[Tensor, Tensor, Tensor]:
         """Δ before its bias, B and C of tokens (…, D)."""
-        low_rank, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        return F.linear(low_rank, self.dt_proj.weight), B, C  # the bias is added in float32, by the scan
-
-    def _rates(self) -> Tensor:
-        A_log = self.A_log
-        return -torch.exp(A_log if A_log.dtype == torch.float64 else A_log.float())
+        projected = self.get_submodule(f"x_proj{suffix}")(x)
+        low_rank, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        weight = cast(Tensor, self.get_submodule(f"dt_proj{suffix}").weight)
+        return F.linear(low_rank, weight), B, C  # the bias is added in float32, by the scan
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **_: Any
@@ -182,6 +199,8 @@ class Mamba(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         if self.layer_idx is None:
             raise ValueError("Mamba needs layer_idx to keep its states in a cache")
+        if self.bimamba_type != "none":
+            raise ValueError("a bidirectional Mamba has no cache: later tokens change the output of earlier ones")
         cache: dict[int, tuple[Tensor, Tensor]] = inference_params.key_value_memory_dict
         if self.layer_idx not in cache:
             cache[self.layer_idx] = self.allocate_inference_cache(batch_size, 1)
@@ -190,3 +209,23 @@ class Mamba(nn.Module):
             for state in states:
                 state.zero_()
         return states
+
+
+@torch.no_grad()
+def _reset_dt_proj(layer: nn.Linear, init: str, scale: float, low: float, high: float, floor: float) -> None:
+    """Weights of variance R^-1; the softplus of the bias log-uniform in [low, high]."""
+    bound = layer.in_features**-0.5 * scale
+    if init == "constant":
+        nn.init.constant_(layer.weight, bound)
+    elif init == "random":
+        nn.init.uniform_(layer.weight, -bound, bound)
+    else:
+        raise ValueError(f"Mamba: dt_init must be 'random' or 'constant', got {init!r}")
+    bias = layer.bias
+    step = torch.empty_like(bias, dtype=torch.float32).uniform_(math.log(low), math.log(high)).exp().clamp(floor)
+    bias.copy_(step + torch.log(-torch.expm1(-step)))  # inverse of softplus
+    bias._no_reinit = True  # type: ignore[attr-defined] # read by training scripts
+
+
+def _rates(A_log: Tensor) -> Tensor:
+    return -torch.exp(A_log if A_log.dtype == torch.float64 else A_log.float())
