@@ -7,10 +7,11 @@ convenience, never a wrong result and never the import of the package.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
+from torch.library import CustomOpDef
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -68,3 +69,45 @@ def is_known(condition: Any) -> bool:
     except ImportError:
         return bool(condition)  # refuses to compile for such sizes
     return guard_or_false(condition)
+
+
+def autograd_kernel(
+    operator: CustomOpDef, op: Any, setup_context: Callable[..., None], backward: Callable[..., Any]
+) -> Callable[..., Any]:
+    """What runs an operator where autograd looks on, as ``register_autograd`` gives it, and within `torch.func`, too.
+
+    The arguments are those of ``torch.library.register_autograd``; the kernel takes a key set and the operands. Without
+    the private names `torch.func` refuses to differentiate the operator.
+    """
+    try:
+        from torch._C import _after_autograd_keyset, _any_requires_grad, _AutoDispatchBelowAutograd
+        from torch._functorch.autograd_function import enable_single_level_autograd_function
+        from torch.autograd.forward_ad import _set_fwd_grad_enabled
+        from torch.autograd.function import _SingleLevelFunction
+    except ImportError:
+        operator.register_autograd(backward, setup_context=setup_context)
+        return torch.library.get_kernel(op, "AutogradCPU").call_boxed
+
+    def below(keyset: Any, operands: Sequence[Any]) -> Any:
+        with _AutoDispatchBelowAutograd():
+            return op.redispatch(keyset & _after_autograd_keyset, *operands)
+
+    class Derivative(_SingleLevelFunction):
+        @staticmethod
+        def forward(ctx: Any, keyset: Any, *operands: Any) -> Any:
+            with torch.enable_grad(), _set_fwd_grad_enabled(True):  # for the levels of torch.func below this one
+                output = below(keyset, operands)
+            setup_context(ctx, operands, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            return None, *backward(ctx, *gradients)
+
+    def kernel(keyset: Any, *operands: Any) -> Any:
+        if torch.is_grad_enabled() and _any_requires_grad(*operands):
+            with enable_single_level_autograd_function():
+                return Derivative.apply(keyset, *operands)  # type: ignore[attr-defined]
+        return below(keyset, operands)
+
+    return kernel

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vmamba.ops.backends import chunked, is_decomposed, requested, select
+from vmamba.ops.backends import Implementation, chunked, implementation, is_decomposed, requested
 from vmamba.ops.checks import check_groups, check_operands
 from vmamba.ops.custom_op import define
+from vmamba.ops.derivatives import register_derivatives
 from vmamba.ops.operands import SelectiveScanOperands, accumulation_dtype
 
 _OPERANDS = (
@@ -90,20 +93,26 @@ def _grouped(t: Tensor, u: Tensor) -> Tensor:
     return t.unsqueeze(1) if t.ndim == 3 else t
 
 
-def _run(*arguments: Any) -> tuple[Tensor, Tensor]:
+def _run(*arguments: Any, module: Implementation | None = None) -> tuple[Tensor, Tensor]:
     operands = SelectiveScanOperands(*arguments)
     operands.check()
-    return select(operands.u.device, operands.backend).load().selective_scan(operands)
+    return (module or _module(operands)).selective_scan(operands)
 
 
-def _run_backward(dy: Tensor, dlast: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+def _run_backward(
+    dy: Tensor, dlast: Tensor, *arguments: Any, module: Implementation | None = None
+) -> tuple[Tensor, ...]:
     operands = SelectiveScanOperands(*arguments)
     operands.check(dy, dlast)
-    grads = select(operands.u.device, operands.backend).load().selective_scan_backward(dy, dlast, operands)
+    grads = (module or _module(operands)).selective_scan_backward(dy, dlast, operands)
     # In the dtypes of what they belong to; those of an absent D or Δ bias come in its place, unused.
     return tuple(
         g.contiguous() if t is None else g.to(t.dtype).contiguous() for g, t in zip(grads, operands[:7], strict=True)
     )
+
+
+def _module(operands: SelectiveScanOperands) -> Implementation:
+    return implementation(operands.u, operands.backend)
 
 
 _GRADIENTS = "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor"
@@ -132,17 +141,36 @@ def _(dy: Tensor, dlast: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:7])
-    ctx.rest = inputs[7:]
+def _backward(dy: Tensor, dlast: Tensor, *operands: Any) -> tuple[Tensor | None, ...]:
+    grads = torch.ops.vmamba.selective_scan_backward(dy, dlast, *operands)
+    return tuple(g if t is not None else None for g, t in zip(grads, operands[:7], strict=True))
 
 
-def _backward(ctx: Any, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
-    grads = torch.ops.vmamba.selective_scan_backward(dy, dlast, *ctx.saved_tensors, *ctx.rest)
-    return (*(g if t is not None else None for g, t in zip(grads, ctx.saved_tensors, strict=True)), None, None)
+def _vmap(gradients: int) -> Callable[..., Any]:
+    """A rule for ``torch.func.vmap``: samples lie side by side as channels, which keep their parameters apart."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
+        def side_by_side(t: Any, dim: int | None, channel_dim: int) -> Any:
+            if not isinstance(t, Tensor):
+                return t
+            t = t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
+            return t.movedim(0, channel_dim).flatten(channel_dim, channel_dim + 1)
+
+        places = ((1, 1) if gradients else ()) + _CHANNEL_DIMS + (0, 0)
+        merged = [side_by_side(*each) for each in zip(arguments, in_dims, places[: len(arguments)], strict=True)]
+        op = torch.ops.vmamba.selective_scan_backward if gradients else torch.ops.vmamba.selective_scan
+        dims = _CHANNEL_DIMS if gradients else (1, 1)
+        results = op(*merged)
+        return tuple(t.unflatten(dim, (info.batch_size, -1)) for t, dim in zip(results, dims, strict=True)), dims
+
+    return rule
 
 
-_selective_scan.register_autograd(_backward, setup_context=_setup_context)
+#: Where u, delta, A, B, C, D, delta_bias and their gradients have their channels, or groups of channels.
+_CHANNEL_DIMS = (1, 1, 0, 1, 1, 0, 0)
+
+register_derivatives(_selective_scan, partial(_run, module=chunked), _backward, _vmap(gradients=0))
+register_derivatives(_selective_scan_backward, partial(_run_backward, module=chunked), vmap=_vmap(gradients=2))
 
 
 def scan_flops(tokens: int, channels: int, states: int, skip: bool) -> int:

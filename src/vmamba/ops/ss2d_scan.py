@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from vmamba.ops.backends import chunked, is_decomposed, requested, select
+from vmamba.ops.backends import Implementation, chunked, implementation, is_decomposed, requested
 from vmamba.ops.custom_op import define
+from vmamba.ops.derivatives import register_derivatives, sample_by_sample
 from vmamba.ops.operands import SS2DOperands
 from vmamba.ops.selective_scan import scan_flops
 
@@ -62,17 +64,21 @@ def ss2d_scan(
     return y
 
 
-def _run(*arguments: Any) -> Tensor:
+def _run(*arguments: Any, module: Implementation | None = None) -> Tensor:
     operands = SS2DOperands(*arguments)
     operands.check()
-    return select(operands.x.device, operands.backend).load().ss2d_scan(operands)
+    return (module or _module(operands)).ss2d_scan(operands)
 
 
-def _run_backward(dy: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+def _run_backward(dy: Tensor, *arguments: Any, module: Implementation | None = None) -> tuple[Tensor, ...]:
     operands = SS2DOperands(*arguments)
     operands.check(dy)
-    grads = select(operands.x.device, operands.backend).load().ss2d_scan_backward(dy, operands)
+    grads = (module or _module(operands)).ss2d_scan_backward(dy, operands)
     return tuple(g.to(t.dtype).contiguous() for g, t in zip(grads, operands[:6], strict=True))
+
+
+def _module(operands: SS2DOperands) -> Implementation:
+    return implementation(operands.x, operands.backend)
 
 
 _GRADIENTS = "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor"
@@ -94,16 +100,24 @@ def _(dy: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in operands[:6])
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:6])
-    ctx.rest = inputs[6:]
+def _backward(dy: Tensor, *operands: Any) -> tuple[Tensor | None, ...]:
+    return torch.ops.vmamba.ss2d_scan_backward(dy, *operands)
 
 
-def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    return (*torch.ops.vmamba.ss2d_scan_backward(dy, *ctx.saved_tensors, *ctx.rest), None, None)
+def _vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, dbc: Tensor, *rest: Any) -> tuple[Tensor, int]:
+    """A rule for ``torch.func.vmap``: samples with common parameters are one batch."""
+    if any(dim is not None for dim in in_dims[2:]):
+        return sample_by_sample(torch.ops.vmamba.ss2d_scan)(info, in_dims, x, dbc, *rest)
+    merged = (
+        (t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)).flatten(0, 1)
+        for t, dim in ((x, in_dims[0]), (dbc, in_dims[1]))
+    )
+    y = torch.ops.vmamba.ss2d_scan(*merged, *rest)
+    return y.unflatten(0, (info.batch_size, -1)), 0
 
 
-_ss2d_scan.register_autograd(_backward, setup_context=_setup_context)
+register_derivatives(_ss2d_scan, partial(_run, module=chunked), _backward, _vmap)
+register_derivatives(_ss2d_scan_backward, partial(_run_backward, module=chunked))
 
 
 @register_flop_formula(torch.ops.vmamba.ss2d_scan)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vmamba.errors import OptionError
 from vmamba.ops.operands import SelectiveScanGradients, SelectiveScanOperands, SS2DGradients, SS2DOperands
-from vmamba.ops.private_torch import constant_when_compiled
+from vmamba.ops.private_torch import constant_when_compiled, is_known
 
 
 class Implementation(Protocol):
@@ -155,6 +155,17 @@ def _first_available(device_type: str) -> Choice:
         reasons = [choice.load().describe(), *(f"{name} is unavailable: {unavailable(name)}" for name in missing)]
         choice = _automatic[device_type] = choice._replace(reason="; ".join(reasons))
     return choice
+
+
+def implementation(features: Tensor, name: str | None = None) -> Implementation:
+    """The module that computes a scan: that of `select`, or `chunked` for an empty batch, which no kernel is asked for.
+
+    Args:
+        features: An operand; its first dimension is the batch.
+        name: A backend asked for by name.
+    """
+    choice = select(features.device, name)
+    return _named("chunked").load() if is_known(features.shape[0] == 0) else choice.load()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ not grow with N.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -44,37 +44,43 @@ MAX_ASPECT = 64
 
 # --------------------------------------------------------------------------------------------------------------------
 # One route. Shapes: x, delta, y, dy (B, C, T, *E) with E the channels; A (*E, N); b, c (B, C, T, *1, N).
+# No operand is written to: these functions are also what the operators are differentiated through.
 
 
-def _travel(length: int, backward: bool) -> Iterable[int]:
-    return reversed(range(length)) if backward else range(length)
+def _travel(length: int, backward: bool) -> Sequence[int]:
+    return range(length)[::-1] if backward else range(length)
+
+
+def _in_order(steps: list[Tensor], backward: bool, dim: int) -> Tensor:
+    """What was computed on the way, as one tensor in the order of the tokens."""
+    return torch.stack(steps[::-1] if backward else steps, dim)
 
 
 def _chunk_starts(end: Tensor, decay: Tensor, backward: bool, first: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Start state of every chunk, and the state after the last, from end states and whole decays (B, C, *E)."""
-    starts = torch.empty_like(end)
     state = torch.zeros_like(end[:, 0]) if first is None else first
+    starts = []
     for chunk in _travel(end.shape[1], backward):
-        starts[:, chunk] = state
+        starts.append(state)
         state = torch.addcmul(end[:, chunk], decay[:, chunk], state)
-    return starts, state
+    return _in_order(starts, backward, 1), state
 
 
 def _start_states(decay: Tensor, drive: Tensor, whole: Tensor, backward: bool, carry: bool) -> tuple[Tensor, Tensor]:
     """Steps 1 and 2: the state before every chunk, and the one after the last chunk."""
-    order = list(_travel(drive.shape[2], backward))
     if not carry:
         return torch.zeros_like(whole), torch.zeros_like(whole[:, 0])
-    end = drive[:, :, order[0]]
-    for t in order[1:]:
+    first, *order = _travel(drive.shape[2], backward)
+    end = drive[:, :, first]
+    for t in order:
         end = torch.addcmul(drive[:, :, t], decay[:, :, t], end)
     return _chunk_starts(end, whole, backward)
 
 
 def _scan_forward(
     y: Tensor, x: Tensor, delta: Tensor, A: Tensor, b: Tensor, c: Tensor, backward: bool, carry: bool
-) -> Tensor:
-    """Add ``Σ_n c h`` to y in place; returns the last state (B, *E, N)."""
+) -> tuple[Tensor, Tensor]:
+    """``y + Σ_n c h``, and the last state (B, *E, N)."""
     weighted = delta * x
     whole_delta = delta.sum(2)
     last = []
@@ -82,11 +88,13 @@ def _scan_forward(
         decay = torch.exp_(delta * A[..., n])
         drive = weighted * b[..., n]
         state, final = _start_states(decay, drive, torch.exp_(whole_delta * A[..., n]), backward, carry)
+        states = []
         for t in _travel(x.shape[2], backward):
             state = torch.addcmul(drive[:, :, t], decay[:, :, t], state)
-            y[:, :, t].addcmul_(c[:, :, t, ..., n], state)
+            states.append(state)
+        y = torch.addcmul(y, c[..., n], _in_order(states, backward, 2))
         last.append(final)
-    return torch.stack(last, dim=-1)
+    return y, torch.stack(last, dim=-1)
 
 
 def _scan_backward(
@@ -104,7 +112,7 @@ def _scan_backward(
     weighted = delta * x
     whole_delta = delta.sum(2)
     dweighted, ddelta = torch.zeros_like(delta), torch.zeros_like(delta)
-    dA, db, dc = torch.zeros_like(A), torch.zeros_like(b), torch.zeros_like(c)
+    dA, db, dc = [], [], []
     channel_dims = tuple(i for i in range(3, b.ndim - 1) if b.shape[i] == 1)
     steps = x.shape[2]
     for n in range(A.shape[-1]):
@@ -115,30 +123,33 @@ def _scan_backward(
 
         # The states again: carried[t] = decay[t] h[t-1], then h = carried + drive.
         state, _ = _start_states(decay, drive, whole, backward, carry)
-        carried = torch.empty_like(drive)
+        on_the_way = []
         for t in _travel(steps, backward):
-            torch.mul(decay[:, :, t], state, out=carried[:, :, t])
-            state = carried[:, :, t] + drive[:, :, t]
-        dc[..., n] = _reduce(dy * (carried + drive), channel_dims)
+            on_the_way.append(decay[:, :, t] * state)
+            state = on_the_way[-1] + drive[:, :, t]
+        carried = _in_order(on_the_way, backward, 2)
+        dc.append(_reduce(dy * (carried + drive), channel_dims))
 
         # The adjoint g[t] = c[t] dy[t] + decay[t+1] g[t+1], against the route; `pushed` is decay[t] g[t].
-        adjoint = dy * c_n
+        own = dy * c_n
         pushed = torch.zeros_like(whole)
         if carry:
             for t in _travel(steps, not backward):
-                pushed = decay[:, :, t] * (adjoint[:, :, t] + pushed)
+                pushed = decay[:, :, t] * (own[:, :, t] + pushed)
             pushed, _ = _chunk_starts(pushed, whole, not backward, None if dlast is None else dlast[..., n])
+        on_the_way = []
         for t in _travel(steps, not backward):
-            adjoint[:, :, t] += pushed
-            pushed = decay[:, :, t] * adjoint[:, :, t]
+            on_the_way.append(own[:, :, t] + pushed)
+            pushed = decay[:, :, t] * on_the_way[-1]
+        adjoint = _in_order(on_the_way, not backward, 2)
 
-        db[..., n] = _reduce(adjoint * weighted, channel_dims)
-        dweighted.addcmul_(adjoint, b_n)
-        through_decay = adjoint.mul_(carried)
-        ddelta.addcmul_(through_decay, a)
-        dA[..., n] = (through_decay * delta).sum((0, 1, 2))
-    ddelta.addcmul_(dweighted, x)
-    return dweighted.mul_(delta), ddelta, dA, db, dc
+        db.append(_reduce(adjoint * weighted, channel_dims))
+        dweighted = torch.addcmul(dweighted, adjoint, b_n)
+        through_decay = adjoint * carried
+        ddelta = torch.addcmul(ddelta, through_decay, a)
+        dA.append((through_decay * delta).sum((0, 1, 2)))
+    dx, ddelta = dweighted * delta, torch.addcmul(ddelta, dweighted, x)
+    return dx, ddelta, *(torch.stack(grads, dim=-1) for grads in (dA, db, dc))  # type: ignore[return-value]
 
 
 def _reduce(t: Tensor, dims: tuple[int, ...]) -> Tensor:
@@ -183,7 +194,7 @@ def selective_scan(operands: SelectiveScanOperands) -> tuple[Tensor, Tensor]:
     u, D = operands.u, operands.D
     x, step, A_groups, b, c = _sequence_operands(operands)
     y = torch.zeros_like(x) if D is None else x * D.to(x.dtype).view(x.shape[3:])
-    last = _scan_forward(y, x, step, A_groups, b, c, backward=False, carry=True)
+    y, last = _scan_forward(y, x, step, A_groups, b, c, backward=False, carry=True)
     return _unsquare(y, u.shape[2]).to(u.dtype).contiguous(), last.flatten(1, 2)
 
 
@@ -196,7 +207,7 @@ def selective_scan_backward(dy: Tensor, dlast: Tensor, operands: SelectiveScanOp
     dx, ddelta, dA, db, dc = _scan_backward(dy, x, step, A_groups, b, c, backward=False, carry=True, dlast=last)
     dD = (dy * x).sum((0, 1, 2)).flatten()
     if D is not None:
-        dx.addcmul_(dy, D.to(x.dtype).view(x.shape[3:]))
+        dx = torch.addcmul(dx, dy, D.to(x.dtype).view(x.shape[3:]))
     if operands.delta_softplus:
         ddelta = ddelta * -torch.expm1(-step)
     dB, dC = (t.squeeze(4).flatten(1, 2)[:, :length].movedim(1, -1) for t in (db, dc))
@@ -235,48 +246,43 @@ class _Layout:
 def _step_size(low_rank: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Δ = softplus(r Wᵀ + β) for tokens (B, H, W, R)."""
     rows = low_rank.flatten(0, 2)
-    return F.softplus(torch.addmm(bias, rows, weight.T)).view(*low_rank.shape[:3], -1)
+    return F.softplus(torch.addmm(bias, rows, weight.T)).view(*low_rank.shape[:3], weight.shape[0])
 
 
 def ss2d_scan(operands: SS2DOperands) -> Tensor:
     """See `vmamba.ops.ss2d_scan`."""
-    x, dbc, dt_weight, A, D, dt_bias, pattern, _ = operands
-    out_dtype, dtype = x.dtype, accumulation_dtype(x.dtype)
-    x, dbc, dt_weight, A, D, dt_bias = (t.to(dtype) for t in (x, dbc, dt_weight, A, D, dt_bias))
+    dtype = accumulation_dtype(operands.x.dtype)
+    x, dbc, dt_weight, A, D, dt_bias = (t.to(dtype) for t in operands[:6])
     rank, states = dt_weight.shape[2], A.shape[2]
     y = x * D.sum(0)
-    for k, route in enumerate(routes(pattern)):
+    for k, route in enumerate(routes(operands.pattern)):
         layout = _Layout(route, x.shape[1], x.shape[2], x.device)
         low_rank, b, c = dbc[:, :, :, k].split([rank, states, states], dim=-1)
         delta = _step_size(low_rank, dt_weight[k], dt_bias[k])
-        x_k, delta_k, b_k, c_k = (layout.chunks(t) for t in (x, delta, b.unsqueeze(3), c.unsqueeze(3)))
-        out = layout.chunks(y) if layout.is_view else torch.zeros_like(x_k)
-        _scan_forward(out, x_k, delta_k, A[k], b_k, c_k, layout.backward, layout.carry)
-        if not layout.is_view:
-            y += layout.image(out)
-    return y.to(out_dtype)
+        y_k, x_k, delta_k, b_k, c_k = (layout.chunks(t) for t in (y, x, delta, b.unsqueeze(3), c.unsqueeze(3)))
+        y_k, _ = _scan_forward(y_k, x_k, delta_k, A[k], b_k, c_k, layout.backward, layout.carry)
+        y = layout.image(y_k)
+    return y.to(operands.x.dtype).contiguous()
 
 
 def ss2d_scan_backward(dy: Tensor, operands: SS2DOperands) -> SS2DGradients:
     """Gradients for (x, dbc, dt_weight, A, D, dt_bias), in the accumulation dtype."""
-    x, dbc, dt_weight, A, D, dt_bias, pattern, _ = operands
-    dtype = accumulation_dtype(x.dtype)
-    dy, x, dbc, dt_weight, A, D, dt_bias = (t.to(dtype) for t in (dy, x, dbc, dt_weight, A, D, dt_bias))
+    dtype = accumulation_dtype(operands.x.dtype)
+    dy, x, dbc, dt_weight, A, D, dt_bias = (t.to(dtype) for t in (dy, *operands[:6]))
     rank, states = dt_weight.shape[2], A.shape[2]
     dx = dy * D.sum(0)
     dD = (dy * x).sum((0, 1, 2)).repeat(D.shape[0], 1)
-    ddbc, ddt_weight, dA, ddt_bias = (torch.empty_like(t) for t in (dbc, dt_weight, A, dt_bias))
-    for k, route in enumerate(routes(pattern)):
+    per_route = []
+    for k, route in enumerate(routes(operands.pattern)):
         layout = _Layout(route, x.shape[1], x.shape[2], x.device)
         low_rank, b, c = dbc[:, :, :, k].split([rank, states, states], dim=-1)
         delta = _step_size(low_rank, dt_weight[k], dt_bias[k])
         dy_k, x_k, delta_k, b_k, c_k = (layout.chunks(t) for t in (dy, x, delta, b.unsqueeze(3), c.unsqueeze(3)))
-        dx_k, ddelta, dA[k], db, dc = _scan_backward(dy_k, x_k, delta_k, A[k], b_k, c_k, layout.backward, layout.carry)
-        dx += layout.image(dx_k)
+        dx_k, ddelta, dA, db, dc = _scan_backward(dy_k, x_k, delta_k, A[k], b_k, c_k, layout.backward, layout.carry)
+        dx = dx + layout.image(dx_k)
         draw = (layout.image(ddelta) * -torch.expm1(-delta)).flatten(0, 2)  # softplus' in terms of its value
-        ddbc[:, :, :, k, :rank] = (draw @ dt_weight[k]).view_as(low_rank)
-        ddbc[:, :, :, k, rank : rank + states] = layout.image(db).squeeze(3)
-        ddbc[:, :, :, k, rank + states :] = layout.image(dc).squeeze(3)
-        ddt_weight[k] = draw.T @ low_rank.flatten(0, 2)
-        ddt_bias[k] = draw.sum(0)
-    return dx, ddbc, ddt_weight, dA, dD, ddt_bias
+        dlow_rank = (draw @ dt_weight[k]).view(low_rank.shape)
+        ddbc = torch.cat([dlow_rank, layout.image(db).squeeze(3), layout.image(dc).squeeze(3)], dim=-1)
+        per_route.append((ddbc, draw.T @ low_rank.flatten(0, 2), dA, draw.sum(0)))
+    ddbc, ddt_weight, dA, ddt_bias = (torch.stack(grads) for grads in zip(*per_route, strict=True))
+    return dx, ddbc.movedim(0, 3), ddt_weight, dA, dD, ddt_bias

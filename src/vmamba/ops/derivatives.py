@@ -1,0 +1,99 @@
+"""Derivatives of operators: reverse mode by kernels, everything else through PyTorch's own operations.
+
+An operator's gradient is another operator, with kernels of its own. What no kernel computes is taken from the same
+computation in PyTorch's operations (``plain``), which are differentiable in every mode and any number of times:
+forward-mode derivatives (``torch.func.jvp``, ``torch.autograd.forward_ad``) and gradients of the gradient.
+`torch.func`'s transforms nest as they do around operators of PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.library import CustomOpDef
+
+from vmamba.ops.private_torch import autograd_kernel
+
+_library = torch.library.Library("vmamba", "FRAGMENT")  # registrations live as long as it does
+
+
+def register_derivatives(
+    operator: CustomOpDef,
+    plain: Callable[..., Any],
+    backward: Callable[..., tuple[Any, ...]] | None = None,
+    vmap: Callable[..., Any] | None = None,
+) -> None:
+    """Make an operator differentiable, in reverse and in forward mode, and give ``torch.func.vmap`` a rule.
+
+    Args:
+        operator: Its operands are tensors, Nones and constants.
+        plain: The same results from the same operands, in operations of PyTorch that write to no operand.
+        backward: Gradients for all operands (None for constants) from the results' gradients followed by the operands;
+            by default those of `plain`.
+        vmap: As for ``torch.library.register_vmap``; by default one call for each sample.
+    """
+    pull = backward or (lambda *arguments: _pull_back(plain, operator_results, *arguments))
+    op = getattr(torch.ops.vmamba, operator._name).default
+    operator_results = len(op._schema.returns)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*(t if isinstance(t, Tensor) else None for t in inputs))
+        ctx.constants = tuple(None if isinstance(t, Tensor) else t for t in inputs)
+
+    def run_backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        operands = (constant if t is None else t for t, constant in zip(ctx.saved_tensors, ctx.constants, strict=True))
+        found = pull(*gradients, *operands)
+        return (*found, *[None] * len(ctx.constants))[
+            : len(ctx.constants)
+        ]  # operands left at their defaults are absent
+
+    reverse_mode = autograd_kernel(operator, op, setup_context, run_backward)
+
+    def kernel(keyset: Any, *operands: Any) -> Any:
+        if has_tangent(*operands):
+            return plain(*operands)
+        return reverse_mode(keyset, *operands)
+
+    _library.impl(operator._name, kernel, "Autograd", with_keyset=True)
+    operator.register_vmap(vmap or sample_by_sample(op))
+
+
+def sample_by_sample(op: Any) -> Callable[..., Any]:
+    """A rule for ``torch.func.vmap``: one call of the operator for each sample."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *operands: Any) -> tuple[Any, Any]:
+        def sample(i: int) -> tuple[Any, ...]:
+            return tuple(t if dim is None else t.select(dim, i) for t, dim in zip(operands, in_dims, strict=True))
+
+        results = [op(*sample(i)) for i in range(info.batch_size)]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
+        stacked = tuple(torch.stack(result) for result in zip(*results, strict=True))
+        return stacked, (0,) * len(stacked)
+
+    return rule
+
+
+def has_tangent(*operands: Any) -> bool:
+    """Whether forward-mode differentiation reaches an operator through one of its operands."""
+    # There is only one level. It must be named: compiled code enters it without telling Python.
+    return any(isinstance(t, Tensor) and forward_ad.unpack_dual(t, level=0).tangent is not None for t in operands)
+
+
+def _pull_back(plain: Callable[..., Any], results: int, *arguments: Any) -> tuple[Any, ...]:
+    """Gradients of `plain` for its operands, from those of its results, which come first."""
+    gradients, operands = arguments[:results], list(arguments[results:])
+    places = [i for i, operand in enumerate(operands) if isinstance(operand, Tensor)]
+
+    def of_tensors(*tensors: Tensor) -> Any:
+        for i, tensor in zip(places, tensors, strict=True):
+            operands[i] = tensor
+        return plain(*operands)
+
+    pull = torch.func.vjp(of_tensors, *(operands[i] for i in places))[1]
+    by_place = dict(zip(places, pull(gradients if results > 1 else gradients[0]), strict=True))
+    return tuple(by_place.get(i) for i in range(len(operands)))
