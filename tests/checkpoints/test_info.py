@@ -15,7 +15,7 @@ from vmamba import VMamba, VMambaConfig
 from vmamba.checkpoints.info import MAX_SIZE, ModelInfo, Preprocessing, read_info
 from vmamba.checkpoints.saving import save_weights
 from vmamba.errors import CheckpointError, OptionError
-from vmamba.tasks.dense.checkpoint import load_detector
+from vmamba.tasks.detection.checkpoint import load_detector
 from vmamba.tasks.detection.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from vmamba.zoo import model_from_checkpoint
 

@@ -18,8 +18,9 @@ from vmamba import VMamba, VMambaConfig
 from vmamba.checkpoints.recognition import identify, open_checkpoint
 from vmamba.checkpoints.saving import save_weights
 from vmamba.errors import CheckpointError
-from vmamba.tasks.dense.checkpoint import load_detector, load_segmenter
+from vmamba.tasks.detection.checkpoint import load_detector
 from vmamba.tasks.detection.mask_rcnn import MaskRCNN, MaskRCNNConfig
+from vmamba.tasks.segmentation.checkpoint import load_segmenter
 from vmamba.zoo import model_from_checkpoint
 
 SMALL = VMambaConfig(dims=(8, 16, 32, 64), depths=(1, 1, 1, 1), num_classes=3)

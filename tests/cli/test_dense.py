@@ -17,9 +17,10 @@ from vmamba.checkpoints.saving import save_weights
 from vmamba.cli import detect, segment
 from vmamba.data.images import read_image
 from vmamba.files import lock
-from vmamba.tasks.dense.checkpoint import load_detector, load_segmenter
 from vmamba.tasks.dense.pictures import class_fractions
 from vmamba.tasks.detection import prediction
+from vmamba.tasks.detection.checkpoint import load_detector
+from vmamba.tasks.segmentation.checkpoint import load_segmenter
 from vmamba.tasks.segmentation.inference import Inference, as_tensor
 from vmamba.tasks.segmentation.inference import segment as segment_image
 

@@ -17,7 +17,8 @@ from vmamba.checkpoints.saving import save_weights
 from vmamba.data.shapes import CLASSES, write_shapes
 from vmamba.errors import CheckpointError
 from vmamba.integrations.openmmlab import VMamba
-from vmamba.tasks.dense.checkpoint import load_detector, load_segmenter
+from vmamba.tasks.detection.checkpoint import load_detector
+from vmamba.tasks.segmentation.checkpoint import load_segmenter
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TINY = BACKBONE.format(dims=96, depths=(2, 2, 8, 2), ratio=1.0, forward="v05_noz", drop_path=0.2)

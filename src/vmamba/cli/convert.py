@@ -14,7 +14,8 @@ from vmamba.errors import OptionError
 from vmamba.files import refuse_overwriting
 from vmamba.model.config import VMambaConfig
 from vmamba.progress import remark
-from vmamba.tasks.dense.checkpoint import load_detector, load_segmenter
+from vmamba.tasks.detection.checkpoint import load_detector
+from vmamba.tasks.segmentation.checkpoint import load_segmenter
 from vmamba.zoo import model_from_checkpoint
 
 if TYPE_CHECKING:

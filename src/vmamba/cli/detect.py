@@ -18,8 +18,8 @@ from vmamba.cli.results import Failures, array_file, output_paths, printer, resu
 from vmamba.data.images import find_images, read_image
 from vmamba.data.masks import encode_mask
 from vmamba.progress import progress_bar
-from vmamba.tasks.dense.checkpoint import load_detector
 from vmamba.tasks.dense.pictures import draw_detections
+from vmamba.tasks.detection.checkpoint import load_detector
 from vmamba.tasks.detection.mask_rcnn import Detections, MaskRCNN
 from vmamba.tasks.detection.prediction import PUBLISHED, detect
 from vmamba.terminal import printable

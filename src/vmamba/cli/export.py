@@ -15,7 +15,7 @@ from vmamba.errors import OptionError
 from vmamba.export import DYNAMIC, FORMATS, PRECISIONS, export
 from vmamba.files import refuse_overwriting
 from vmamba.progress import remark
-from vmamba.tasks.dense.checkpoint import load_segmenter
+from vmamba.tasks.segmentation.checkpoint import load_segmenter
 from vmamba.zoo import create_model, model_from_checkpoint
 
 if TYPE_CHECKING:

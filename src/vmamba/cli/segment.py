@@ -17,8 +17,8 @@ from vmamba.cli.results import Failures, array_file, output_paths, printer, resu
 from vmamba.data.images import find_images, read_image
 from vmamba.files import atomic_write
 from vmamba.progress import progress_bar
-from vmamba.tasks.dense.checkpoint import load_segmenter
 from vmamba.tasks.dense.pictures import class_fractions, draw_segmentation
+from vmamba.tasks.segmentation.checkpoint import load_segmenter
 from vmamba.tasks.segmentation.inference import SCALES, Inference, as_tensor, segment
 from vmamba.tasks.segmentation.upernet import UperNet
 from vmamba.terminal import printable

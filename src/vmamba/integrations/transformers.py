@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import vmamba.model.config
+from vmamba.errors import MissingPackageError
 from vmamba.layers.ss2d import SS2D
 from vmamba.model.backbone import VMamba, norm_map
 
@@ -32,8 +33,8 @@ try:
         BaseModelOutputWithPoolingAndNoAttention,
         ImageClassifierOutputWithNoAttention,
     )
-except ImportError as error:
-    raise ValueError(f"this needs transformers ≥ 5 ({error}): pip install 'vmamba[dense]'") from None
+except ImportError:
+    raise MissingPackageError("transformers (version 5 or newer)", "transformers") from None
 
 
 @strict

@@ -17,8 +17,9 @@ from vmamba.cli import main
 from vmamba.data import ade20k, coco
 from vmamba.errors import CheckpointError
 from vmamba.model.variants import VARIANTS
-from vmamba.tasks.dense.checkpoint import load_detector, load_segmenter
+from vmamba.tasks.detection.checkpoint import load_detector
 from vmamba.tasks.detection.mask_rcnn import MaskRCNN, MaskRCNNConfig
+from vmamba.tasks.segmentation.checkpoint import load_segmenter
 from vmamba.tasks.segmentation.upernet import UperNet, UperNetConfig
 from vmamba.zoo import create_model
 
@@ -106,3 +107,11 @@ def test_what_does_not_fit_is_named(detector: MaskRCNN, tmp_path: Path) -> None:
     torch.save({n: t for n, t in detector.state_dict().items() if "fpn" not in n}, tmp_path / "part.pth")
     with pytest.raises(CheckpointError, match=r"part\.pth: lacks fpn\.inner_blocks"):
         load_detector(tmp_path / "part.pth")
+
+
+def test_the_loaders_import_path_of_the_first_release() -> None:
+    from vmamba.tasks.dense import checkpoint
+
+    for name, loader in (("load_detector", load_detector), ("load_segmenter", load_segmenter)):
+        with pytest.warns(DeprecationWarning, match=name):
+            assert getattr(checkpoint, name) is loader

@@ -15,9 +15,10 @@ from PIL import Image
 from vmamba.checkpoints.saving import save_weights
 from vmamba.cli import main
 from vmamba.data.shapes import write_shapes
-from vmamba.tasks.dense.checkpoint import load_detector, load_segmenter
+from vmamba.tasks.detection.checkpoint import load_detector
 from vmamba.tasks.detection.task import Detection, DetectionOptions
 from vmamba.tasks.protocol import Job
+from vmamba.tasks.segmentation.checkpoint import load_segmenter
 from vmamba.tasks.segmentation.task import Segmentation, SegmentationOptions
 from vmamba.zoo import create_model
 

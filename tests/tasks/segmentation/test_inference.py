@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vmamba.tasks.segmentation.heads import resize
 from vmamba.tasks.segmentation.inference import Inference, resized_rows, segment
 from vmamba.tasks.segmentation.mean_iou import MeanIoU
-from vmamba.tasks.segmentation.upernet import resize
 
 
 class Local(nn.Module):

@@ -60,4 +60,4 @@ def test_losses_are_those_of_mmsegmentation_and_teach_everything() -> None:
     pixels = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="none")
     torch.testing.assert_close(losses["decode"], pixels.mean())
     known = labels != IGNORE_INDEX
-    torch.testing.assert_close(losses["right"], (logits.argmax(1) == labels)[known].float().mean())
+    torch.testing.assert_close(losses["accuracy"], (logits.argmax(1) == labels)[known].float().mean())

@@ -3,92 +3,69 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
+from torch import nn
 
-from vmamba.checkpoints.info import attach_info, info_path
+from vmamba.checkpoints.info import Task, attach_info, info_path
 from vmamba.checkpoints.loading import adapted, load_whole
 from vmamba.checkpoints.reading import Weights
 from vmamba.checkpoints.recognition import Checkpoint, open_checkpoint
-from vmamba.data import ade20k, coco
 from vmamba.errors import CheckpointError
 from vmamba.model.config import VMambaConfig
-from vmamba.tasks.detection.mask_rcnn import MaskRCNN, MaskRCNNConfig
-from vmamba.tasks.segmentation.upernet import UperNet, UperNetConfig
 from vmamba.zoo import architecture_of, override
 
-Config = TypeVar("Config", MaskRCNNConfig, UperNetConfig)
+Model = TypeVar("Model", bound=nn.Module)
 
-#: Entries whose first axis is the width of a part, for files without a description.
-_DETECTOR_WIDTHS = {
-    "channels": "fpn.inner_blocks.0.0.weight",
-    "box_channels": "box_head.fc6.weight",
-    "mask_channels": "mask_head.0.0.weight",
-}
-_SEGMENTER_WIDTHS = {
-    "channels": "decode_head.bottleneck.conv.weight",
-    "auxiliary_channels": "auxiliary_head.convs.0.conv.weight",
-}
 _MAX_WIDTH = 1 << 16
 
 
-def load_detector(
-    source: str | Path | Checkpoint,
-    name: str | None = None,
-    *,
-    backbone: VMambaConfig | None = None,
-    weights: Weights = "auto",
-    backbone_options: Mapping[str, Any] | None = None,
-) -> MaskRCNN:
-    """The Mask R-CNN in a checkpoint.
+@dataclass(frozen=True)
+class Layout(Generic[Model]):
+    """A kind of model in a checkpoint.
 
-    ``model.info`` says what else is known of it, see `vmamba.checkpoints.info`.
-
-    Args:
-        source: A ``.pth`` of the authors (or of MMDetection with our backbone), a ``.safetensors`` of ours with its
-            ``.json``, or an opened checkpoint.
-        name: The backbone, one of `vmamba.list_models`; by default what the checkpoint says or looks like.
-        backbone: Its architecture instead.
-        weights: See `vmamba.checkpoints.reading.read_checkpoint`.
-        backbone_options: Fields of `VMambaConfig` to change: ``drop_path_rate``, or ``in_chans``, for which the first
-            convolution is adapted.
-
-    Raises:
-        CheckpointError: If it cannot be read, is for another task, or does not fit.
-        OptionError: For an unknown name, or impossible options.
+    Attributes:
+        task: What it does.
+        model: Its class, made from a configuration.
+        config: The configuration's class, with the fields ``backbone`` and ``classes``.
+        widths: Field of the configuration → the entry whose first axis it is, for files without a description.
+        classifier: The entry whose first axis counts the classes.
+        background: Classes there that have no name: 1 where the background is one.
+        class_names: Those of the published data set, for files with as many classes and no names.
     """
-    checkpoint = open_checkpoint(source, weights)
-    checkpoint.expect("detection")
-    architecture = _backbone(checkpoint, name, backbone, backbone_options)
-    classes = _width(checkpoint, "class_score.weight") - 1  # the last is the background
-    config = _config(MaskRCNNConfig, checkpoint, architecture, _DETECTOR_WIDTHS, classes, coco.CLASSES)
-    with torch.device("meta"):
-        model = MaskRCNN(config)
-    load_whole(model, adapted(checkpoint, in_chans=architecture.in_chans))
-    attach_info(model, checkpoint.info)
-    return model
+
+    task: Task
+    model: Callable[[Any], Model]
+    config: Callable[..., Any]
+    widths: Mapping[str, str]
+    classifier: str
+    background: int
+    class_names: tuple[str, ...]
 
 
-def load_segmenter(
+def load_dense(
+    layout: Layout[Model],
     source: str | Path | Checkpoint,
     name: str | None = None,
     *,
     backbone: VMambaConfig | None = None,
     weights: Weights = "auto",
     backbone_options: Mapping[str, Any] | None = None,
-) -> UperNet:
-    """The UperNet in a checkpoint; see `load_detector`."""
+) -> Model:
+    """The model of that kind in a checkpoint; see `vmamba.tasks.detection.checkpoint.load_detector`."""
     checkpoint = open_checkpoint(source, weights)
-    checkpoint.expect("segmentation")
+    checkpoint.expect(layout.task)
     architecture = _backbone(checkpoint, name, backbone, backbone_options)
-    classes = _width(checkpoint, "decode_head.classifier.weight")
-    config = _config(UperNetConfig, checkpoint, architecture, _SEGMENTER_WIDTHS, classes, ade20k.CLASSES)
+    config = _config(layout, checkpoint, architecture)
     with torch.device("meta"):
-        model = UperNet(config)
+        model = layout.model(config)
     load_whole(model, adapted(checkpoint, in_chans=architecture.in_chans))
     attach_info(model, checkpoint.info)
     return model
@@ -102,26 +79,21 @@ def _backbone(
     return override(checkpoint.architecture(config), options or {})
 
 
-def _config(
-    kind: Callable[..., Config],
-    checkpoint: Checkpoint,
-    backbone: VMambaConfig,
-    widths: Mapping[str, str],
-    classes: int,
-    known: Sequence[str],
-) -> Config:
+def _config(layout: Layout[Any], checkpoint: Checkpoint, backbone: VMambaConfig) -> Any:
     """The architecture that the description says, or the entries show."""
+    classes = _width(checkpoint, layout.classifier) - layout.background
     info = checkpoint.info
     values: dict[str, Any] = dict(info.architecture) if info is not None and "backbone" in info.architecture else {}
     names = info.class_names if info is not None else ()
     if not names:
-        names = tuple(known) if classes == len(known) else tuple(f"class {i}" for i in range(classes))
+        known = layout.class_names
+        names = known if classes == len(known) else tuple(f"class {i}" for i in range(classes))
     if not values:
-        values = {field: _width(checkpoint, entry) for field, entry in widths.items()}
+        values = {field: _width(checkpoint, entry) for field, entry in layout.widths.items()}
     values |= {"backbone": dataclasses.replace(backbone, num_classes=0, drop_path_rate=0.0), "classes": names}
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     try:
-        config = kind(**values)
+        config = layout.config(**values)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{info_path(checkpoint.label)}: {error}") from None
     for field in dataclasses.fields(config):
@@ -151,3 +123,17 @@ def _width(checkpoint: Checkpoint, entry: str) -> int:
     if not shape or not 1 <= shape[0] <= _MAX_WIDTH:
         raise CheckpointError(f"{checkpoint.label}: {entry} has the impossible shape {tuple(shape)}")
     return int(shape[0])
+
+
+_MOVED = {
+    "load_detector": "vmamba.tasks.detection.checkpoint",
+    "load_segmenter": "vmamba.tasks.segmentation.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The loaders under the import path of the first release."""
+    if name not in _MOVED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"{name} is in {_MOVED[name]}; this path will go", DeprecationWarning, stacklevel=2)
+    return getattr(importlib.import_module(_MOVED[name]), name)

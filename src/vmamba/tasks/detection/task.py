@@ -21,8 +21,8 @@ from vmamba.data.loader import IndexedLoader
 from vmamba.data.summary import DataSummary
 from vmamba.errors import CheckpointError, DataError
 from vmamba.tasks.dense.backbone import backbone_config, job_checkpoint, load_backbone
-from vmamba.tasks.dense.checkpoint import load_detector
 from vmamba.tasks.detection.average_precision import as_results, average_precision
+from vmamba.tasks.detection.checkpoint import load_detector
 from vmamba.tasks.detection.mask_rcnn import PAD_MULTIPLE, MaskRCNN, MaskRCNNConfig
 from vmamba.tasks.protocol import Job, Loader, Metric
 

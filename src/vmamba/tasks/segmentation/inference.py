@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as V
 from vmamba.checkpoints.info import Preprocessing
 from vmamba.data.dense_transforms import MEAN, STD, rescale_size, resize_image
 from vmamba.errors import OptionError
-from vmamba.tasks.segmentation.upernet import resize
+from vmamba.tasks.segmentation.heads import resize
 
 #: Scales of the published multi-scale results.
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -186,7 +186,7 @@ def _starts(length: int, window: int | None, stride: int | None) -> list[int]:
 
 
 def resized_rows(logits: Tensor, size: Sequence[int]) -> Iterator[Tensor]:
-    """`vmamba.tasks.segmentation.upernet.resize` in bands of rows: (1, C, h, w) → (1, C, rows, W) several times.
+    """`vmamba.tasks.segmentation.heads.resize` in bands of rows: (1, C, h, w) → (1, C, rows, W) several times.
 
     The rows that a band needs are blended first, then resized along the other axis, so that nothing of the full size
     is held.

@@ -18,8 +18,8 @@ from vmamba.data.segmentation_folder import SegmentationFolder
 from vmamba.data.summary import DataSummary
 from vmamba.errors import CheckpointError
 from vmamba.tasks.dense.backbone import backbone_config, job_checkpoint, load_backbone
-from vmamba.tasks.dense.checkpoint import load_segmenter
 from vmamba.tasks.protocol import Job, Loader, Metric
+from vmamba.tasks.segmentation.checkpoint import load_segmenter
 from vmamba.tasks.segmentation.inference import Inference, segment
 from vmamba.tasks.segmentation.mean_iou import MeanIoU
 from vmamba.tasks.segmentation.upernet import UperNet, UperNetConfig
