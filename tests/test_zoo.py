@@ -14,7 +14,8 @@ import torch
 import vmamba
 from support.golden import GOLDEN, synthetic_state_dict
 from vmamba import zoo
-from vmamba.errors import CheckpointError
+from vmamba.errors import CheckpointError, OptionError
+from vmamba.zoo import model_from_checkpoint
 
 PUBLISHED = {entry["model"]: entry for entry in json.loads((GOLDEN / "published.json").read_text())["classification"]}
 RELEASED = [name for name in vmamba.list_models() if name in PUBLISHED]
@@ -108,3 +109,89 @@ def test_checkpoint_argument(tmp_path: Path, released: dict[str, Any]) -> None:
         "vmamba_tiny_s1l8", pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "weights.pth")}
     )
     assert torch.equal(local.head.fc.weight, weights["classifier.head.weight"])
+
+
+# Checkpoints for other classes and channels, as timm adapts them for pretrained=True
+
+
+@pytest.fixture
+def pico(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    torch.save(vmamba.create_model("vmamba_pico").state_dict(), tmp_path / "pico.pth")
+    return tmp_path / "pico.pth"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_classes": 3},
+        {"num_classes": 0},
+        {"in_chans": 1},
+        {"in_chans": 4, "num_classes": 5},
+        {"in_chans": 7},
+        {"features_only": True},
+        {"features_only": True, "in_chans": 1, "out_indices": (1, 2)},
+        {"features_only": True, "stage_norms": True},
+        {"drop_path_rate": 0.2, "global_pool": "max"},
+    ],
+)
+def test_a_checkpoint_is_adapted_as_timm_adapts(pico: Path, options: dict[str, Any]) -> None:
+    overlay = {"file": str(pico), "num_classes": 1000}
+    theirs = timm.create_model("vmamba_pico", pretrained=True, pretrained_cfg_overlay=overlay, **options).state_dict()
+    ours = vmamba.create_model("vmamba_pico", checkpoint=pico, **options).state_dict()
+    assert ours.keys() == theirs.keys()
+    fresh = {"head.fc.weight"} if options.get("num_classes") else set()
+    for name, tensor in theirs.items():
+        if name not in fresh and "stage_norms" not in name:
+            torch.testing.assert_close(ours[name], tensor, rtol=0, atol=0)
+    if fresh:
+        assert 0 < ours["head.fc.weight"].std() < 0.03
+        assert not ours["head.fc.bias"].any()
+
+
+def test_what_is_not_said_comes_from_the_checkpoint(tmp_path: Path) -> None:
+    model = vmamba.create_model("vmamba_pico", num_classes=7, in_chans=5)
+    torch.save(model.state_dict(), tmp_path / "a.pth")
+    again = vmamba.create_model("vmamba_pico", checkpoint=tmp_path / "a.pth")
+    assert (again.num_classes, again.in_chans) == (7, 5)
+    assert torch.equal(again.head.fc.weight, model.head.fc.weight)
+    with pytest.raises(CheckpointError, match="5 channels, which cannot be adapted to 2; only weights for 3"):
+        vmamba.create_model("vmamba_pico", checkpoint=tmp_path / "a.pth", in_chans=2)
+
+
+def test_a_fresh_head_excuses_nothing_else(pico: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not fit vmamba_nano, it looks like vmamba_pico"):
+        vmamba.create_model("vmamba_nano", checkpoint=pico, num_classes=3)
+    weights = torch.load(pico)
+    del weights["stages.0.blocks.0.ss2d.D"]
+    torch.save(weights, pico)
+    with pytest.raises(CheckpointError, match=r"1 missing \(stages\.0\.blocks\.0\.ss2d\.D\)"):
+        vmamba.create_model("vmamba_pico", checkpoint=pico, num_classes=3)
+
+
+@pytest.mark.parametrize("options", [{"num_classes": 3}, {"in_chans": 1}, {"drop_path_rate": 0.2, "num_classes": 0}])
+def test_model_from_checkpoint_with_other_options(pico: Path, options: dict[str, Any]) -> None:
+    model = model_from_checkpoint(pico, **options)
+    expected = vmamba.create_model("vmamba_pico", checkpoint=pico, **options)
+    assert model.config == expected.config
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor) or name == "head.fc.weight"
+    model(torch.randn(1, model.in_chans, 32, 32))
+    with pytest.raises(OptionError, match="unknown option 'in_channels'; do you mean 'in_chans'"):
+        model_from_checkpoint(pico, in_channels=1)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        model_from_checkpoint(pico, d_state=2)
+
+
+def test_advice_can_be_followed(pico: Path) -> None:
+    """What the message of a misfit names is an argument that works."""
+    small = vmamba.create_model("vmamba_pico", num_classes=3)
+    with pytest.raises(CheckpointError, match="create the model with num_classes=1000, or load with strict=False"):
+        vmamba.load_weights(small, pico)
+    vmamba.load_weights(small, pico, strict=False)
+    vmamba.load_weights(vmamba.create_model("vmamba_pico", num_classes=1000), pico)
+    grey = vmamba.create_model("vmamba_pico", in_chans=1)
+    with pytest.raises(CheckpointError, match="create the model with in_chans=3, or with checkpoint=…, which adapts"):
+        vmamba.load_weights(grey, pico)
+    vmamba.create_model("vmamba_pico", in_chans=1, checkpoint=pico)

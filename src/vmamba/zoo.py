@@ -153,13 +153,9 @@ def create_model(
         overrides.setdefault("num_classes", opened.num_classes)
     overrides.setdefault("in_chans", opened.in_chans)
     model = timm.create_model(name, **overrides)
-    fresh = bool(opened.num_classes) and overrides["num_classes"] not in (0, opened.num_classes)
-    load_weights(
-        model,
-        adapted(opened, in_chans=overrides["in_chans"], num_classes=overrides.get("num_classes")),
-        strict=not fresh,
-    )
-    attach_info(model, opened.info)
+    load_weights(model, adapted(opened, in_chans=overrides["in_chans"], num_classes=overrides.get("num_classes")))
+    if isinstance(model, VMamba):  # not a feature extractor
+        attach_info(model, opened.info)
     return model
 
 

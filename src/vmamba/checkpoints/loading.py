@@ -69,13 +69,14 @@ def load_weights(
     missing = [n for n in target if n not in entries]
     unexpected = [n for n in entries if n not in target]
     if strict:
-        lacking = {_part(n) for n in missing} - {_part(n) for n in entries}
-        optional = {"norm", "head"} if checkpoint.is_dense else {"head", "stage_norms"}
-        optional = optional if checkpoint.is_dense or checkpoint.headless else {"stage_norms"}
-        excused = {part for part in lacking if part.partition(".")[0] in optional}
+        parts, present = {_part(n) for n in target}, {_part(n) for n in entries}
+        optional = {"norm", "head"} if checkpoint.is_dense else {"stage_norms"}
+        optional |= {"head"} if checkpoint.headless else set()
+        # A feature extractor has neither a final norm nor, perhaps, the last stages.
+        unused = {"norm", "head", "stage_norms"} | ({"stages"} if "norm" not in parts else set())
         faults = (
-            [n for n in missing if _part(n) not in excused],
-            [n for n in unexpected if _part(n) == "backbone" or _part(n) in {_part(t) for t in target}],
+            [n for n in missing if _part(n) in present or _kind_of(n) not in optional],
+            [n for n in unexpected if _part(n) in parts or _kind_of(n) not in unused],
             misshaped,
         )
         if any(faults):
@@ -153,17 +154,21 @@ def assign(model: nn.Module, entries: Mapping[str, Any], label: str) -> None:
 
 def _fits(entry: Any, target: Tensor) -> bool:
     """True for the same shape and a number of the same kind."""
-    return tuple(entry.shape) == tuple(target.shape) and _kind(entry.dtype) == _kind(target.dtype)
+    return tuple(entry.shape) == tuple(target.shape) and _number(entry.dtype) == _number(target.dtype)
 
 
-def _kind(dtype: torch.dtype) -> tuple[bool, bool]:
+def _number(dtype: torch.dtype) -> tuple[bool, bool]:
     return dtype.is_floating_point, dtype.is_complex
 
 
 def _part(name: str) -> str:
-    """The part of a model that an entry belongs to: checkpoints may lack the others as a whole."""
-    match = re.match(r"(?:model\.)?(norm|head|stage_norms\.\d+)\.", name)
-    return match[1] if match else "backbone"
+    """The part of a model that an entry belongs to, and that may be absent as a whole."""
+    match = re.match(r"(?:model\.)?(norm|head|stage_norms\.\d+|stages[._]\d+)\.", name)
+    return match[1] if match else "stem"
+
+
+def _kind_of(name: str) -> str:
+    return re.split(r"[._]\d", _part(name))[0]
 
 
 def _names_in(model: nn.Module) -> Callable[[str], str]:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 import vmamba.model.backbone
 from vmamba.checkpoints.loading import load_weights
 from vmamba.checkpoints.names import to_our_names
-from vmamba.checkpoints.recognition import open_checkpoint
 from vmamba.model.config import VMambaConfig
 from vmamba.zoo import create_model
 
@@ -80,10 +79,7 @@ class VMamba(BaseModule):
         """
         self.vmamba.init_weights()
         if self.pretrained:
-            weights = open_checkpoint(self.pretrained).backbone
-            for i in range(len(self.vmamba.stages), len(self.vmamba.config.depths)):  # stages that nobody asks for
-                weights = {n: t for n, t in weights.items() if not n.startswith(f"stages.{i}.")}
-            load_weights(self.vmamba, weights)
+            load_weights(self.vmamba, self.pretrained)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         maps = self.vmamba.forward_intermediates(

@@ -66,7 +66,7 @@ class PatchMerging(nn.Module):
         super().__init__()
         self.dim = dim
         out_dim = 2 * dim if out_dim is None else out_dim
-        self.norm = nn.LayerNorm(4 * dim, device=device, dtype=dtype)
+        self.norm: nn.Module = nn.LayerNorm(4 * dim, device=device, dtype=dtype)
         self.reduction = nn.Linear(4 * dim, out_dim, bias=False, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:

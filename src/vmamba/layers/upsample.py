@@ -36,7 +36,7 @@ class PatchExpand(nn.Module):
         self.dim, self.scale = dim, scale
         out_dim = dim // scale if out_dim is None else out_dim
         self.expand = nn.Linear(dim, scale**2 * out_dim, bias=False, device=device, dtype=dtype)
-        self.norm = nn.LayerNorm(out_dim, device=device, dtype=dtype)
+        self.norm: nn.Module = nn.LayerNorm(out_dim, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         check_tokens(x, self.dim, "PatchExpand")

@@ -28,7 +28,7 @@ _TAGS: dict[str, dict[str, Any]] = {
     "onsoftmax": {"out_norm": "softmax"},
     "onsigmoid": {"out_norm": "sigmoid"},
 }
-_INITS = {"v0": "mamba", "v1": "rand", "v2": "zero"}
+INITS = {"v0": "mamba", "v1": "rand", "v2": "zero"}
 _STEMS = {"v1": "patchify", "v2": "overlapping"}
 _DOWNSAMPLES = {"v1": "patch_merging", "v2": "conv2x2", "v3": "conv3x3"}
 
@@ -170,7 +170,7 @@ def _fields(opt: Mapping[str, Any]) -> dict[str, Any]:
         "ssm_act": str(opt["ssm_act_layer"]).lower(),
         "ssm_conv": opt["ssm_conv"] if opt["ssm_conv"] > 1 else 0,
         "ssm_conv_bias": opt["ssm_conv_bias"],
-        "ssm_init": _choice("ssm_init", opt["ssm_init"], _INITS),
+        "ssm_init": _choice("ssm_init", opt["ssm_init"], INITS),
         "mlp_ratio": float(opt["mlp_ratio"]),
         "mlp_act": str(opt["mlp_act_layer"]).lower(),
         "stem": _choice("patchembed_version", opt["patchembed_version"], _STEMS),
@@ -179,10 +179,15 @@ def _fields(opt: Mapping[str, Any]) -> dict[str, Any]:
         "pos_embed_size": opt["imgsize"] if opt["posembed"] else None,
         "drop_path_rate": opt["drop_path_rate"],
     }
-    return fields | _forward_fields(str(opt["forward_type"]))
+    return fields | forward_type_fields(str(opt["forward_type"]))
 
 
-def _forward_fields(forward_type: str) -> dict[str, Any]:
+def forward_type_fields(forward_type: str) -> dict[str, Any]:
+    """Fields of `VMambaConfig` from the authors' name of a scan and its tags: ``"v052d_onnone_noz"``.
+
+    Raises:
+        OptionError: For a name that no released code knows.
+    """
     scan, *tags = forward_type.split("_")
     if scan not in _SCANS or any(tag not in _TAGS for tag in tags):
         raise OptionError(
