@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from PIL import Image
 from torch import nn
-from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification
+from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 import vmamba
+from vmamba.checkpoints.info import Preprocessing
+from vmamba.checkpoints.saving import save_weights
+from vmamba.errors import MissingPackageError
 from vmamba.integrations.transformers import (
     VMambaBackbone,
     VMambaConfig,
     VMambaForImageClassification,
     VMambaModel,
 )
+from vmamba.tasks.classification.prediction import eval_transform, predict
+from vmamba.zoo import model_from_checkpoint
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
@@ -214,3 +225,77 @@ def test_heads_of_other_models_train(name: str) -> None:
     assert [n for n, p in backbone.items() if p.grad is None or not p.grad.isfinite().all()] == []
     optimizer.step()
     assert all(not torch.equal(before[n], p) for n, p in backbone.items() if p.grad.any())
+
+
+@pytest.fixture
+def described(tmp_path: Path) -> Path:
+    """Weights as training leaves them."""
+    torch.manual_seed(0)
+    model = vmamba.create_model("vmamba_pico", num_classes=3)
+    nn.init.normal_(model.head.fc.weight)
+    prepare = Preprocessing(64, None, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), "bilinear", 0.8)
+    return save_weights(
+        model, tmp_path / "model.safetensors", class_names=["cat", "dog", "St. Bernard"], preprocessing=prepare
+    )
+
+
+def test_pipeline_on_a_saved_folder(described: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without network; the same classes and nearly the same probabilities as our own prediction."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels).resize((360, 270)).save(path)
+    folder = tmp_path / "theirs"
+    VMambaForImageClassification.from_checkpoint(described).save_pretrained(folder)
+    classify = transformers.pipeline("image-classification", model=str(folder), device="cpu")
+    got = {entry["label"]: entry["score"] for entry in classify(str(path))}
+
+    ours = model_from_checkpoint(described)
+    (prediction,) = predict(ours, [path], transform=eval_transform(ours))
+    names = ours.info.class_names
+    expected = {names[i]: p for i, p in zip(prediction.classes, prediction.probabilities, strict=True)}
+    assert list(got) == list(expected)
+    assert list(got.values()) == pytest.approx(list(expected.values()), abs=0.02)  # their resizing rounds otherwise
+
+    again = AutoModelForImageClassification.from_pretrained(folder)  # keeps what it knows when it is saved again
+    again.save_pretrained(tmp_path / "again")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "again")
+    assert processor.size["shortest_edge"] == 80
+    assert list(processor.image_mean) == [0.4, 0.5, 0.6]
+    assert again.config.id2label == {0: "cat", 1: "dog", 2: "St. Bernard"}
+
+
+def test_fields_are_those_of_our_configuration() -> None:
+    ours = vmamba.VMambaConfig(
+        dims=(8, 16), depths=(1, 2), ssm_ratio=2.0, scan="cascade", pos_embed_size=64, in_chans=1, num_classes=7
+    )
+    theirs = VMambaConfig.from_architecture(ours)
+    assert theirs.architecture(num_classes=7) == ours
+    again = VMambaConfig.from_dict(json.loads(theirs.to_json_string()))
+    assert again.architecture(num_classes=7) == ours
+    assert VMambaConfig().architecture(num_classes=1000) == vmamba.VMambaConfig()
+    with pytest.raises(StrictDataclassFieldValidationError, match="depths"):
+        VMambaConfig(depths="two")
+
+
+def test_nothing_loaded_is_initialised_again(tmp_path: Path) -> None:
+    """transformers 5 calls `_init_weights` on loaded models too: every kind of parameter must keep its value."""
+    torch.manual_seed(0)
+    settings = config(num_labels=5, pos_embed_size=64, gate=True, ssm_conv_bias=True, out_norm="layernorm_dwconv3x3")
+    model = VMambaForImageClassification(settings)
+    with torch.no_grad():
+        for i, parameter in enumerate(model.parameters()):
+            parameter.fill_(1 + i / 1000)
+    model.save_pretrained(tmp_path)
+    again = VMambaForImageClassification.from_pretrained(tmp_path)
+    for (name, a), b in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The missing package is named where it is needed, as an ImportError with the extra that installs it."""
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.delitem(sys.modules, "vmamba.integrations.transformers")
+    with pytest.raises(MissingPackageError, match=r"transformers \(version 5 or newer\) is not installed.*vmamba\[transformers\]"):
+        importlib.import_module("vmamba.integrations.transformers")
+    assert issubclass(MissingPackageError, ImportError)

@@ -6,23 +6,32 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import vmamba.model.config
+from vmamba.checkpoints.info import Preprocessing
+from vmamba.checkpoints.reading import Weights
 from vmamba.errors import MissingPackageError
 from vmamba.layers.ss2d import SS2D
 from vmamba.model.backbone import VMamba, norm_map
+from vmamba.zoo import model_from_checkpoint
 
 try:
     from huggingface_hub.dataclasses import strict
+    from timm.data.transforms import str_to_pil_interp
     from transformers import (
         AutoBackbone,
         AutoConfig,
+        AutoImageProcessor,
         AutoModel,
         AutoModelForImageClassification,
+        BitImageProcessor,
+        BitImageProcessorPil,
         PreTrainedConfig,
         PreTrainedModel,
         initialization,
@@ -36,14 +45,32 @@ try:
 except ImportError:
     raise MissingPackageError("transformers (version 5 or newer)", "transformers") from None
 
+#: Of our configuration; the number of classes is transformers' ``num_labels``.
+_FIELDS = [f for f in dataclasses.fields(vmamba.model.config.VMambaConfig) if f.name != "num_classes"]
+_TYPES = typing.get_type_hints(vmamba.model.config.VMambaConfig)
+#: JSON has lists where we have tuples, and integers among the floats.
+_IN_JSON = {tuple[int, ...]: list[int] | tuple[int, ...], float: float | int}
+
+_Architecture: Any = type(
+    "_Architecture",
+    (PreTrainedConfig,),
+    {
+        "__doc__": "transformers' configuration with the fields of ours.",
+        "__module__": __name__,
+        "__annotations__": {f.name: _IN_JSON.get(_TYPES[f.name], _TYPES[f.name]) for f in _FIELDS},
+        **{f.name: f.default for f in _FIELDS},
+    },
+)
+
 
 @strict
-class VMambaConfig(BackboneConfigMixin, PreTrainedConfig):
+class VMambaConfig(BackboneConfigMixin, _Architecture):
     """The architecture (see `vmamba.VMambaConfig` for the fields) and which stages a backbone hands out.
 
     Attributes:
         stage_norms: A LayerNorm of its own for each map that a `VMambaBackbone` hands out, as in the authors'
             detectors and segmenters (``outnorm``).
+        preprocessing: Of images, fields of `vmamba.checkpoints.info.Preprocessing`; None for ImageNet's.
         out_features: Stages that a backbone hands out: ``"stem"``, ``"stage1"`` … ``"stage4"``; the last by default.
         out_indices: The same as indices into these names.
     """
@@ -51,30 +78,9 @@ class VMambaConfig(BackboneConfigMixin, PreTrainedConfig):
     model_type = "vmamba"
     attribute_map = {"num_channels": "in_chans", "hidden_sizes": "dims"}  # noqa: RUF012 (theirs)
 
-    in_chans: int = 3
-    dims: list[int] | tuple[int, ...] = (96, 192, 384, 768)
-    depths: list[int] | tuple[int, ...] = (2, 2, 8, 2)
-    d_state: int = 1
-    ssm_ratio: float | int = 1.0
-    dt_rank: int | str = "auto"
-    ssm_act: str = "silu"
-    ssm_conv: int = 3
-    ssm_conv_bias: bool = False
-    ssm_init: str = "mamba"
-    scan: str = "cross"
-    gate: bool = False
-    gate_act: bool = True
-    out_act: bool = False
-    out_norm: str = "layernorm"
-    mlp_ratio: float | int = 4.0
-    mlp_act: str = "gelu"
-    stem: str = "overlapping"
-    downsample: str = "conv3x3"
-    patch_norm: bool = True
-    pos_embed_size: int | None = None
-    drop_path_rate: float | int = 0.0
     stage_norms: bool = True
     initializer_range: float = 0.02
+    preprocessing: dict[str, Any] | None = None
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -89,16 +95,26 @@ class VMambaConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def architecture(self, num_classes: int = 0) -> vmamba.model.config.VMambaConfig:
         """The configuration of the model inside."""
-        names = [field.name for field in dataclasses.fields(vmamba.model.config.VMambaConfig)]
-        values = {name: getattr(self, name) for name in names if name != "num_classes"}
+        values = {field.name: getattr(self, field.name) for field in _FIELDS}
         return vmamba.model.config.VMambaConfig(num_classes=num_classes, **values)
 
     @classmethod
     def from_architecture(cls, config: vmamba.model.config.VMambaConfig, **options: Any) -> VMambaConfig:
         """The same architecture as a transformers configuration; `options` are its other fields."""
-        values = dataclasses.asdict(config)
-        values.pop("num_classes")
+        values = {field.name: getattr(config, field.name) for field in _FIELDS}
         return cls(**values, **options)
+
+    def image_processor(self) -> BitImageProcessor:
+        """What prepares images as in training: resize the short side, crop the centre, normalise."""
+        prepare = Preprocessing(**(self.preprocessing or {}))
+        size = prepare.image_size or 224
+        return BitImageProcessor(
+            size={"shortest_edge": int(size / prepare.crop_pct)},
+            crop_size={"height": size, "width": size},
+            resample=str_to_pil_interp(prepare.interpolation),
+            image_mean=list(prepare.mean),
+            image_std=list(prepare.std),
+        )
 
 
 class _Network(VMamba):
@@ -179,6 +195,38 @@ class VMambaForImageClassification(VMambaPreTrainedModel):
         self.vmamba = _Network(config.architecture(num_classes=config.num_labels))
         self.post_init()
 
+    @classmethod
+    def from_checkpoint(
+        cls, checkpoint: str | Path, name: str | None = None, *, weights: Weights = "auto"
+    ) -> VMambaForImageClassification:
+        """The classifier in a checkpoint of ours or the authors', with its class names and preprocessing.
+
+        Args:
+            checkpoint: See `vmamba.zoo.model_from_checkpoint`.
+            name: Likewise.
+            weights: Likewise.
+
+        Raises:
+            CheckpointError: If it cannot be read, or fits no known model.
+        """
+        ours = model_from_checkpoint(checkpoint, name, weights=weights)
+        info: Any = ours.info
+        names = info.class_names or [f"LABEL_{i}" for i in range(ours.num_classes)]
+        config = VMambaConfig.from_architecture(
+            ours.config,
+            id2label=dict(enumerate(names)),
+            label2id={label: i for i, label in enumerate(names)},
+            preprocessing=dataclasses.asdict(info.preprocessing) if info.preprocessing else None,
+        )
+        model = cls(config)
+        model.vmamba.load_state_dict(ours.state_dict())
+        return model.eval()
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **options: Any) -> None:
+        """Write weights and configuration, and the image processor that pipelines need."""
+        super().save_pretrained(save_directory, *args, **options)
+        self.config.image_processor().save_pretrained(save_directory)
+
     def forward(
         self,
         pixel_values: Tensor,
@@ -245,4 +293,9 @@ def _as_asked(model: PreTrainedModel, output: Any, return_dict: bool | None) -> 
 AutoConfig.register("vmamba", VMambaConfig, exist_ok=True)
 AutoModel.register(VMambaConfig, VMambaModel, exist_ok=True)
 AutoModelForImageClassification.register(VMambaConfig, VMambaForImageClassification, exist_ok=True)
+AutoImageProcessor.register(
+    VMambaConfig,
+    image_processor_classes={"torchvision": BitImageProcessor, "pil": BitImageProcessorPil},
+    exist_ok=True,
+)
 AutoBackbone.register(VMambaConfig, VMambaBackbone, exist_ok=True)
