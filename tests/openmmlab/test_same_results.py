@@ -75,7 +75,7 @@ def test_losses_and_gradients(detectors: tuple[Any, MaskRCNN], monkeypatch: pyte
     from mmdet.structures.mask import BitmapMasks
 
     theirs, ours = (model.train() for model in detectors)
-    monkeypatch.setattr(mask_rcnn, "sample", lambda assigned, _, share: sample(assigned, 10**7, share))
+    monkeypatch.setattr(mask_rcnn, "sample", lambda assigned, num, pos_fraction: sample(assigned, 10**7, pos_fraction))
     torch.manual_seed(1)
     images, sizes = torch.randn(2, 3, 128, 160), [(128, 131), (90, 160)]
     boxes = [

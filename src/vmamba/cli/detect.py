@@ -20,7 +20,8 @@ from vmamba.data.masks import encode_mask
 from vmamba.progress import progress_bar
 from vmamba.tasks.dense.pictures import draw_detections
 from vmamba.tasks.detection.checkpoint import load_detector
-from vmamba.tasks.detection.mask_rcnn import Detections, MaskRCNN
+from vmamba.tasks.detection.detections import Detections
+from vmamba.tasks.detection.mask_rcnn import MaskRCNN
 from vmamba.tasks.detection.prediction import PUBLISHED, detect
 from vmamba.terminal import printable
 

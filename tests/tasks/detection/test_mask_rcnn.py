@@ -12,7 +12,8 @@ from support.golden import GOLDEN, Golden, relative_error, synthetic_state_dict
 from vmamba import VMambaConfig
 from vmamba.checkpoints.names import to_our_names
 from vmamba.model.variants import VARIANTS
-from vmamba.tasks.detection.mask_rcnn import Detections, MaskRCNN, MaskRCNNConfig
+from vmamba.tasks.detection.detections import Detections
+from vmamba.tasks.detection.mask_rcnn import MaskRCNN, MaskRCNNConfig
 
 NAMES = json.loads((GOLDEN / "dense" / "mask_rcnn.json").read_text())
 

@@ -1,8 +1,8 @@
-"""Boxes of a two-stage detector: anchors, offsets, assignment, suppression; with the conventions of MMDetection 3.
+"""Boxes of a two-stage detector: anchors, offsets, assignment, non-maximum suppression, as in MMDetection 3.
 
 A box is x1, y1, x2, y2 in pixels, pixel (i, j) being the unit square up to (i + 1, j + 1). The conventions are those
-that the authors' detectors were trained with; where torchvision's differ (rounded anchors, one-sided limits of the
-offsets, scales of the levels guessed from their sizes), results would too.
+that the authors' detectors were trained with. torchvision rounds its anchors, limits the offsets at one end alone, and
+guesses the strides of the levels from their sizes; its results would differ.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import box_iou, nms, roi_align
+from torchvision.ops import box_iou, nms
 
 #: Anchors per location: height / width of each; their area is that of a square of 8 strides.
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 _ANCHOR_SCALE = 8
 #: Sizes change by at most this factor.
 _MAX_LOG_RATIO = abs(math.log(16 / 1000))
-#: Above this many boxes each class is suppressed on its own.
-_SPLIT = 10_000
+#: From this many boxes on, non-maximum suppression runs group by group.
+_SPLIT_THR = 10_000
 
+#: Assignment of a box that shall detect nothing, and of one that is not learnt from.
 NEGATIVE, IGNORED = -1, -2
 
 
@@ -30,8 +30,8 @@ def anchors(grid: Sequence[int], stride: int, device: torch.device) -> Tensor:
     """Anchors of one level, float32 (rows · columns · 3, 4): locations row by row, the aspect ratios innermost."""
     rows, columns = grid
     height = torch.tensor(ASPECT_RATIOS, device=device).sqrt()
-    sides = torch.stack([1 / height, height], dim=1) * (stride * _ANCHOR_SCALE)
-    shapes = torch.cat([-0.5 * sides, 0.5 * sides], dim=1)
+    sizes = torch.stack([1 / height, height], dim=1) * (stride * _ANCHOR_SCALE)
+    shapes = torch.cat([-0.5 * sizes, 0.5 * sizes], dim=1)
     y, x = torch.meshgrid(
         torch.arange(rows, device=device) * stride, torch.arange(columns, device=device) * stride, indexing="ij"
     )
@@ -39,27 +39,27 @@ def anchors(grid: Sequence[int], stride: int, device: torch.device) -> Tensor:
     return (shifts + shapes).view(-1, 4)
 
 
-def encode(boxes: Tensor, references: Tensor, spread: Sequence[float]) -> Tensor:
-    """Offsets (N, 4) that turn `references` into `boxes`: centre in units of the size, log of the size; ÷ spread."""
+def encode(boxes: Tensor, references: Tensor, stds: Sequence[float]) -> Tensor:
+    """Offsets (N, 4) that turn `references` into `boxes`: centre in units of the size, log of the size; ÷ stds."""
     centre, size = (references[:, :2] + references[:, 2:]) / 2, references[:, 2:] - references[:, :2]
     to_centre, to_size = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     offsets = torch.cat([(to_centre - centre) / size, (to_size / size).log()], dim=1)
-    return offsets / offsets.new_tensor(spread)
+    return offsets / offsets.new_tensor(stds)
 
 
-def decode(offsets: Tensor, references: Tensor, spread: Sequence[float], size: Sequence[int]) -> Tensor:
+def decode(offsets: Tensor, references: Tensor, stds: Sequence[float], size: Sequence[int]) -> Tensor:
     """The inverse of `encode`, limited to an image.
 
     Args:
         offsets: (N, K · 4), K sets per reference.
         references: (N, 4).
-        spread: What the offsets were divided by.
+        stds: What the offsets were divided by.
         size: Height and width of the image.
 
     Returns:
         Boxes (N, K, 4).
     """
-    offsets = offsets.view(len(references), -1, 4) * offsets.new_tensor(spread)
+    offsets = offsets.view(len(references), -1, 4) * offsets.new_tensor(stds)
     centre = (references[:, None, :2] + references[:, None, 2:]) * 0.5
     reference_size = references[:, None, 2:] - references[:, None, :2]
     centre = centre + reference_size * offsets[..., :2]
@@ -69,47 +69,47 @@ def decode(offsets: Tensor, references: Tensor, spread: Sequence[float], size: S
     return boxes.clamp(min=0).minimum(limit)
 
 
-def assign(boxes: Tensor, truth: Tensor, *, positive: float, negative: float, least: float) -> Tensor:
-    """Which true box each of `boxes` is to find.
+def assign(boxes: Tensor, truth: Tensor, *, pos_iou_thr: float, neg_iou_thr: float, min_pos_iou: float) -> Tensor:
+    """The true box that each box shall detect, by intersection over union (IoU).
 
     Args:
         boxes: Anchors or proposals (N, 4).
         truth: True boxes (G, 4).
-        positive: From this overlap (intersection over union) on, a box has to find the true box it overlaps most.
-        negative: Below it, none.
-        least: The boxes that overlap a true box most have to find it, if the overlap is at least this.
+        pos_iou_thr: Lowest IoU of a box with the true box that it is assigned to.
+        neg_iou_thr: Boxes whose largest IoU is below it are negative.
+        min_pos_iou: The boxes with the largest IoU of a true box are assigned to it from this IoU on.
 
     Returns:
         int64 (N,): index into `truth`, `NEGATIVE`, or `IGNORED` between the thresholds.
     """
     if len(truth) == 0 or len(boxes) == 0:
         return torch.full((len(boxes),), NEGATIVE, device=boxes.device)
-    overlap = box_iou(truth, boxes).nan_to_num_(0.0)
-    best, which = overlap.max(dim=0)
-    assigned = torch.full_like(which, IGNORED)
-    assigned[best < negative] = NEGATIVE
-    assigned = torch.where(best >= positive, which, assigned)
-    most = overlap.amax(dim=1)
-    for i in (most >= least).nonzero().flatten().tolist():
-        assigned[overlap[i] == most[i]] = i
+    iou = box_iou(truth, boxes).nan_to_num_(0.0)
+    largest, index = iou.max(dim=0)
+    assigned = torch.full_like(index, IGNORED)
+    assigned[largest < neg_iou_thr] = NEGATIVE
+    assigned = torch.where(largest >= pos_iou_thr, index, assigned)
+    of_truth = iou.amax(dim=1)
+    for i in (of_truth >= min_pos_iou).nonzero().flatten().tolist():
+        assigned[iou[i] == of_truth[i]] = i
     return assigned
 
 
-def sample(assigned: Tensor, number: int, positive_share: float) -> tuple[Tensor, Tensor]:
-    """Indices of randomly chosen positives, at most that share of `number`, and of negatives that fill it up."""
+def sample(assigned: Tensor, num: int, pos_fraction: float) -> tuple[Tensor, Tensor]:
+    """Indices of randomly drawn positives, at most that fraction of `num`, and of negatives up to `num`."""
     positive = (assigned >= 0).nonzero().flatten()
     negative = (assigned == NEGATIVE).nonzero().flatten()
-    positive = _choose(positive, int(number * positive_share))
-    return positive, _choose(negative, number - len(positive))
+    positive = _draw(positive, int(num * pos_fraction))
+    return positive, _draw(negative, num - len(positive))
 
 
-def _choose(indices: Tensor, number: int) -> Tensor:
-    if len(indices) <= number:
+def _draw(indices: Tensor, num: int) -> Tensor:
+    if len(indices) <= num:
         return indices
-    return indices[torch.randperm(len(indices), device=indices.device)[:number]]
+    return indices[torch.randperm(len(indices), device=indices.device)[:num]]
 
 
-def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
+def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
     """Non-maximum suppression within each group: indices of the boxes kept, best first.
 
     Groups are kept apart by moving each to a place of its own, as mmcv does; the rounding that this brings is part of
@@ -118,67 +118,11 @@ def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) ->
     if len(boxes) == 0:
         return groups.new_zeros(0)
     apart = boxes + (groups.to(boxes) * (boxes.max() + 1))[:, None]
-    if len(boxes) < _SPLIT:
-        return nms(apart, scores, threshold)
+    if len(boxes) < _SPLIT_THR:
+        return nms(apart, scores, iou_threshold)
     kept = []
     for group in groups.unique():
         members = (groups == group).nonzero().flatten()
-        kept.append(members[nms(apart[members], scores[members], threshold)])
+        kept.append(members[nms(apart[members], scores[members], iou_threshold)])
     keep = torch.cat(kept).sort().values
     return keep[scores[keep].argsort(descending=True)]
-
-
-def pool_regions(maps: Sequence[Tensor], strides: Sequence[int], regions: Tensor, side: int) -> Tensor:
-    """Features of regions, each from the level that suits its size, by aligned RoIAlign with adaptive sampling.
-
-    Args:
-        maps: Levels (B, C, H, W), finest first.
-        strides: Of the levels.
-        regions: (R, 5), index of the image, then the box.
-        side: Height and width of the result.
-
-    Returns:
-        float32 (R, C, side, side).
-    """
-    size = ((regions[:, 3] - regions[:, 1]) * (regions[:, 4] - regions[:, 2])).sqrt()
-    level = (size / 56 + 1e-6).log2().floor().clamp(0, len(maps) - 1).long()
-    pooled = maps[0].new_zeros((len(regions), maps[0].shape[1], side, side), dtype=torch.float32)
-    for i, (features, stride) in enumerate(zip(maps, strides, strict=True)):
-        chosen = (level == i).nonzero().flatten()
-        values = roi_align(features.float(), regions[chosen], side, 1 / stride, sampling_ratio=0, aligned=True)
-        pooled = pooled.index_put((chosen,), values)
-    return pooled
-
-
-def crop_masks(masks: Tensor, boxes: Tensor, which: Tensor, side: int) -> Tensor:
-    """What `masks[which]` (G, H, W) look like inside `boxes` (N, 4): float32 (N, side, side) of zeros and ones."""
-    regions = torch.cat([which[:, None].to(boxes), boxes], dim=1)
-    cropped = roi_align(masks[:, None].float(), regions, side, 1.0, sampling_ratio=0, aligned=True)
-    return (cropped[:, 0] >= 0.5).float()
-
-
-def paste_masks(masks: Tensor, boxes: Tensor, size: Sequence[int]) -> Tensor:
-    """Masks inside boxes, laid over the image.
-
-    Args:
-        masks: Probabilities (N, S, S).
-        boxes: (N, 4) in pixels of the image.
-        size: Height and width of the image.
-
-    Returns:
-        bool (N, height, width): probability at least one half.
-    """
-    height, width = int(size[0]), int(size[1])
-    pasted = torch.zeros((len(masks), height, width), dtype=torch.bool, device=masks.device)
-    for mask, box, out in zip(masks.float(), boxes.float(), pasted, strict=True):
-        # Only the pixels around the box: elsewhere the mask is zero.
-        left, top = (box[:2].floor() - 1).clamp(min=0).int().tolist()
-        right, bottom = min(int(box[2].ceil()) + 1, width), min(int(box[3].ceil()) + 1, height)
-        if right <= left or bottom <= top:
-            continue
-        x = (torch.arange(left, right, device=masks.device) + 0.5 - box[0]) / (box[2] - box[0]) * 2 - 1
-        y = (torch.arange(top, bottom, device=masks.device) + 0.5 - box[1]) / (box[3] - box[1]) * 2 - 1
-        x, y = x.masked_fill(x.isinf(), 0), y.masked_fill(y.isinf(), 0)
-        grid = torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x))], dim=-1)
-        out[top:bottom, left:right] = F.grid_sample(mask[None, None], grid[None], align_corners=False)[0, 0] >= 0.5
-    return pasted

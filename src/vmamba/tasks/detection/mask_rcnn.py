@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,25 +19,19 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from vmamba.errors import OptionError
 from vmamba.model.backbone import VMamba
 from vmamba.model.config import VMambaConfig
-from vmamba.tasks.detection.boxes import (
-    ASPECT_RATIOS,
-    IGNORED,
-    anchors,
-    assign,
-    crop_masks,
-    decode,
-    encode,
-    paste_masks,
-    pool_regions,
-    sample,
-    suppress,
-)
+from vmamba.tasks.detection.boxes import ASPECT_RATIOS, IGNORED, anchors, assign, batched_nms, decode, encode, sample
+from vmamba.tasks.detection.detections import Detections
+from vmamba.tasks.detection.regions import crop_masks, multiscale_roi_align
 
 #: Images are padded to a multiple of this.
 PAD_MULTIPLE = 32
 _STRIDES = (4, 8, 16, 32, 64)
-_BOX_SIDE, _MASK_SIDE = 7, 14
-_ANCHOR_SPREAD, _BOX_SPREAD = (1.0, 1.0, 1.0, 1.0), (0.1, 0.1, 0.2, 0.2)
+_BOX_ROI_SIZE, _MASK_ROI_SIZE = 7, 14
+#: What offsets from anchors and from proposals are divided by.
+_RPN_STDS, _ROI_STDS = (1.0, 1.0, 1.0, 1.0), (0.1, 0.1, 0.2, 0.2)
+_RPN_ASSIGNMENT = {"pos_iou_thr": 0.7, "neg_iou_thr": 0.3, "min_pos_iou": 0.3}
+_ROI_ASSIGNMENT = {"pos_iou_thr": 0.5, "neg_iou_thr": 0.5, "min_pos_iou": 0.5}
+_RPN_NMS_IOU = 0.7
 
 Size = Sequence[int]
 Target = dict[str, Tensor]
@@ -49,12 +43,12 @@ class MaskRCNNConfig:
 
     Attributes:
         backbone: Its `num_classes` is ignored.
-        classes: Names of the things to find.
+        classes: Names of the objects to detect.
         channels: Of the feature pyramid and the proposal head.
         box_channels: Hidden units of the box head.
         mask_channels: Of the four convolutions of the mask head.
-        proposals: Regions that the second stage looks at, per image.
-        samples: Of these, how many it learns from.
+        proposals: Regions for the second stage, per image.
+        samples: Of these, those that it learns from.
         score_threshold: Detections need a score above it.
         overlap_threshold: Of two detections of one class that overlap more, the better one is kept.
         max_detections: Per image.
@@ -70,56 +64,6 @@ class MaskRCNNConfig:
     score_threshold: float = 0.05
     overlap_threshold: float = 0.5
     max_detections: int = 100
-
-
-@dataclass(frozen=True)
-class Detections:
-    """The detections of one image, best first.
-
-    Attributes:
-        boxes: float32 (N, 4), x1, y1, x2, y2 in pixels of the network's input, or of the image after `rescale`.
-        scores: float32 (N,).
-        labels: int64 (N,), indices into the classes.
-        masks: float32 (N, 28, 28), probabilities inside the box.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-    masks: Tensor
-
-    def to(self, device: torch.device | str) -> Detections:
-        """The same on a device."""
-        return Detections(*(getattr(self, field.name).to(device) for field in dataclasses.fields(self)))
-
-    def above(self, score: float) -> Detections:
-        """Those with at least this score."""
-        keep = self.scores >= score
-        return Detections(*(getattr(self, field.name)[keep] for field in dataclasses.fields(self)))
-
-    def rescale(self, scale: Sequence[float]) -> Detections:
-        """Boxes in pixels of the original image.
-
-        Args:
-            scale: Height and width of the network's input as multiples of the image's.
-        """
-        boxes = self.boxes / self.boxes.new_tensor([scale[1], scale[0], scale[1], scale[0]])
-        return dataclasses.replace(self, boxes=boxes)
-
-    def image_masks(self, size: Size) -> Iterator[Tensor]:
-        """Masks, bool (H, W), laid over an image of this height and width; one at a time, for images may be large."""
-        for i in range(len(self.masks)):
-            yield paste_masks(self.masks[i : i + 1], self.boxes[i : i + 1], size)[0]
-
-    def in_image(self, size: Size, scale: Sequence[float] = (1.0, 1.0)) -> tuple[Tensor, Tensor]:
-        """Boxes (N, 4) and masks, bool (N, H, W), in the pixels of the original image.
-
-        Args:
-            size: Its height and width.
-            scale: See `rescale`.
-        """
-        boxes = self.rescale(scale).boxes
-        return boxes, paste_masks(self.masks, boxes, size)
 
 
 class MaskRCNN(nn.Module):
@@ -146,7 +90,7 @@ class MaskRCNN(nn.Module):
             self.backbone.prune_intermediate_layers([0, 1, 2, 3], prune_norm=True)
             self.fpn = FeaturePyramidNetwork(list(config.backbone.dims), channels, LastLevelMaxPool())
             self.rpn_head = RPNHead(channels, len(ASPECT_RATIOS))
-            self.box_head = TwoMLPHead(channels * _BOX_SIDE**2, config.box_channels)
+            self.box_head = TwoMLPHead(channels * _BOX_ROI_SIZE**2, config.box_channels)
             self.mask_head = MaskRCNNHeads(channels, [config.mask_channels] * 4, dilation=1)
             for module in (*self.fpn.modules(), *self.box_head.modules()):
                 if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -204,30 +148,28 @@ class MaskRCNN(nn.Module):
         Returns:
             Per image, boxes (P, 4) and their scores (P,), best first.
         """
-        per_level = 2000 if self.training else 1000
-        levels = [anchors(s.shape[2:], stride, s.device) for s, stride in zip(scores, _STRIDES, strict=True)]
+        nms_pre = 2000 if self.training else 1000
+        levels = _anchors(scores)
         proposals = []
         for i, size in enumerate(sizes):
             boxes, values, groups = [], [], []
             for level, (references, score, offset) in enumerate(zip(levels, scores, offsets, strict=True)):
-                score_of, offset_of = _rows(score[i], 1).flatten().sigmoid(), _rows(offset[i], 4)
-                value, order = score_of.sort(descending=True)
-                value, order = value[:per_level], order[:per_level]
-                boxes.append(decode(offset_of[order], references[order], _ANCHOR_SPREAD, size)[:, 0])
+                value, order = _rows(score[i], 1).flatten().sigmoid().sort(descending=True)
+                value, order = value[:nms_pre], order[:nms_pre]
+                boxes.append(decode(_rows(offset[i], 4)[order], references[order], _RPN_STDS, size)[:, 0])
                 values.append(value)
                 groups.append(torch.full_like(order, level))
             box, value, group = torch.cat(boxes), torch.cat(values), torch.cat(groups)
-            real = ((box[:, 2:] - box[:, :2]) > 0).all(dim=1)
-            box, value, group = box[real], value[real], group[real]
-            keep = suppress(box, value, group, 0.7)[: self.config.proposals]
+            valid = ((box[:, 2:] - box[:, :2]) > 0).all(dim=1)
+            box, value, group = box[valid], value[valid], group[valid]
+            keep = batched_nms(box, value, group, _RPN_NMS_IOU)[: self.config.proposals]
             proposals.append((box[keep].detach(), value[keep].detach()))
         return proposals
 
     def _proposal_losses(
         self, scores: Sequence[Tensor], offsets: Sequence[Tensor], sizes: Sequence[Size], targets: Sequence[Target]
     ) -> dict[str, Tensor]:
-        levels = [anchors(s.shape[2:], stride, s.device) for s, stride in zip(scores, _STRIDES, strict=True)]
-        references = torch.cat(levels)
+        references = torch.cat(_anchors(scores))
         class_loss = box_loss = references.new_zeros(())
         total = 0
         for i, (size, target) in enumerate(zip(sizes, targets, strict=True)):
@@ -236,81 +178,87 @@ class MaskRCNN(nn.Module):
             inside = torch.cat([_inside(s.shape[2:], stride, size) for s, stride in zip(scores, _STRIDES, strict=True)])
             inside = inside.to(score.device)
             assigned = torch.full((len(references),), IGNORED, device=score.device)
-            assigned[inside] = assign(references[inside], target["boxes"], positive=0.7, negative=0.3, least=0.3)
-            positive, negative = sample(assigned, 256, 0.5)
-            chosen = torch.cat([positive, negative])
-            truth = (assigned[chosen] >= 0).float()
-            class_loss = class_loss + F.binary_cross_entropy_with_logits(score[chosen], truth, reduction="sum")
-            wanted = encode(target["boxes"][assigned[positive]], references[positive], _ANCHOR_SPREAD)
-            box_loss = box_loss + (offset[positive] - wanted).abs().sum()
-            total += max(len(positive), 1) + max(len(negative), 1)  # as they count
+            assigned[inside] = assign(references[inside], target["boxes"], **_RPN_ASSIGNMENT)
+            positive, negative = sample(assigned, num=256, pos_fraction=0.5)
+            drawn = torch.cat([positive, negative])
+            is_object = (assigned[drawn] >= 0).float()
+            class_loss = class_loss + F.binary_cross_entropy_with_logits(score[drawn], is_object, reduction="sum")
+            expected = encode(target["boxes"][assigned[positive]], references[positive], _RPN_STDS)
+            box_loss = box_loss + (offset[positive] - expected).abs().sum()
+            total += max(len(positive), 1) + max(len(negative), 1)  # as MMDetection counts
         return {"proposal_class": class_loss / total, "proposal_box": box_loss / total}
 
     # Second stage
 
     def classify(self, maps: Sequence[Tensor], regions: Tensor) -> tuple[Tensor, Tensor]:
-        """What the regions (R, 5) hold: logits (R, classes + 1), the background last, and offsets (R, 4 · classes)."""
-        hidden = self.box_head(pool_regions(maps[:4], _STRIDES[:4], regions, _BOX_SIDE))
+        """Class logits of regions (R, 5), (R, classes + 1), the background last; and offsets (R, 4 · classes)."""
+        hidden = self.box_head(multiscale_roi_align(maps[:4], _STRIDES[:4], regions, _BOX_ROI_SIZE))
         return self.class_score(hidden).float(), self.box_offset(hidden).float()
 
     def segment(self, maps: Sequence[Tensor], regions: Tensor) -> Tensor:
-        """Mask logits of the regions (R, 5) for every class: (R, classes, 28, 28)."""
-        pooled = pool_regions(maps[:4], _STRIDES[:4], regions, _MASK_SIDE)
+        """Mask logits of regions (R, 5) for every class: (R, classes, 28, 28)."""
+        pooled = multiscale_roi_align(maps[:4], _STRIDES[:4], regions, _MASK_ROI_SIZE)
         return self.mask_predictor(self.mask_head(pooled)).float()
 
     def _losses(
         self, maps: Sequence[Tensor], proposals: Sequence[Tensor], targets: Sequence[Target]
     ) -> dict[str, Tensor]:
-        regions, labels, wanted, inside, shapes = [], [], [], [], []
-        for i, (proposed, target) in enumerate(zip(proposals, targets, strict=True)):
-            truth = target["boxes"]
-            found = assign(proposed, truth, positive=0.5, negative=0.5, least=0.5)
-            boxes = torch.cat([truth, proposed])  # the true boxes are proposals too
-            assigned = torch.cat([torch.arange(len(truth), device=found.device), found])
-            positive, negative = sample(assigned, self.config.samples, 0.25)
-            chosen, which = torch.cat([positive, negative]), assigned[positive]
-            regions.append(F.pad(boxes[chosen], (1, 0), value=i))
-            background = torch.full_like(negative, len(self.config.classes))
-            labels.append(torch.cat([target["labels"][which], background]))
-            wanted.append(encode(truth[which], boxes[positive], _BOX_SPREAD))
-            inside.append(torch.arange(len(chosen), device=found.device) < len(positive))
-            shapes.append(crop_masks(target["masks"], boxes[positive], which, 2 * _MASK_SIDE))
-        region, label, is_positive = torch.cat(regions), torch.cat(labels), torch.cat(inside)
-        logits, offsets = self.classify(maps, region)
-        total = max(len(label), 1)
-        kind = label[is_positive]
-        rows = torch.arange(len(kind), device=kind.device)
-        of_kind = offsets.view(len(label), len(self.config.classes), 4)[is_positive][rows, kind]
-        masks = self.segment(maps, region[is_positive])
-        truth = torch.cat(shapes)
-        mask_loss = F.binary_cross_entropy_with_logits(masks[rows, kind], truth) if len(kind) else masks.sum() * 0
+        samples = [self._sample(*pair) for pair in zip(proposals, targets, strict=True)]
+        regions = torch.cat([F.pad(one.boxes, (1, 0), value=i) for i, one in enumerate(samples)])
+        labels = torch.cat([one.labels for one in samples])
+        positive = torch.cat([torch.arange(len(one.labels), device=labels.device) < one.positives for one in samples])
+        kinds = labels[positive]
+        rows = torch.arange(len(kinds), device=kinds.device)
+        logits, offsets = self.classify(maps, regions)
+        of_kind = offsets.view(len(labels), len(self.config.classes), 4)[positive][rows, kinds]
+        masks = self.segment(maps, regions[positive])
+        expected = torch.cat([one.masks for one in samples])
+        total = max(len(labels), 1)
         return {
-            "class": F.cross_entropy(logits, label, reduction="sum") / total,
-            "box": (of_kind - torch.cat(wanted)).abs().sum() / total,
-            "mask": mask_loss,
+            "class": F.cross_entropy(logits, labels, reduction="sum") / total,
+            "box": (of_kind - torch.cat([one.offsets for one in samples])).abs().sum() / total,
+            "mask": F.binary_cross_entropy_with_logits(masks[rows, kinds], expected) if len(kinds) else masks.sum() * 0,
         }
+
+    def _sample(self, proposals: Tensor, target: Target) -> _Sample:
+        """Draw proposals of one image to learn from; the true boxes are proposals, too."""
+        truth = target["boxes"]
+        found = assign(proposals, truth, **_ROI_ASSIGNMENT)
+        boxes = torch.cat([truth, proposals])
+        assigned = torch.cat([torch.arange(len(truth), device=found.device), found])
+        positive, negative = sample(assigned, self.config.samples, pos_fraction=0.25)
+        index = assigned[positive]
+        background = torch.full_like(negative, len(self.config.classes))
+        return _Sample(
+            boxes[torch.cat([positive, negative])],
+            torch.cat([target["labels"][index], background]),
+            len(positive),
+            encode(truth[index], boxes[positive], _ROI_STDS),
+            crop_masks(target["masks"], boxes[positive], index, 2 * _MASK_ROI_SIZE),
+        )
 
     def _detect(
         self, maps: Sequence[Tensor], regions: Sequence[tuple[Tensor, Tensor]], sizes: Sequence[Size]
     ) -> list[Detections]:
         config = self.config
-        together = torch.cat([F.pad(boxes, (1, 0), value=i) for i, (boxes, _) in enumerate(regions)])
-        logits, offsets = self.classify(maps, together)
+        logits, offsets = self.classify(
+            maps, torch.cat([F.pad(boxes, (1, 0), value=i) for i, (boxes, _) in enumerate(regions)])
+        )
         counts = [len(boxes) for boxes, _ in regions]
-        found = []
+        kept = []
         for (proposed, _), logit, offset, size in zip(
             regions, logits.split(counts), offsets.split(counts), sizes, strict=True
         ):
             scores = logit.softmax(dim=-1)[:, :-1]
-            which, label = (scores > config.score_threshold).nonzero(as_tuple=True)
-            box, score = decode(offset, proposed, _BOX_SPREAD, size)[which, label], scores[which, label]
-            keep = suppress(box, score, label, config.overlap_threshold)[: config.max_detections]
-            found.append((box[keep], score[keep], label[keep]))
-        boxes = torch.cat([F.pad(box, (1, 0), value=i) for i, (box, _, _) in enumerate(found)])
-        labels = torch.cat([label for _, _, label in found])
+            row, label = (scores > config.score_threshold).nonzero(as_tuple=True)
+            box, score = decode(offset, proposed, _ROI_STDS, size)[row, label], scores[row, label]
+            keep = batched_nms(box, score, label, config.overlap_threshold)[: config.max_detections]
+            kept.append((box[keep], score[keep], label[keep]))
+        boxes = torch.cat([F.pad(box, (1, 0), value=i) for i, (box, _, _) in enumerate(kept)])
+        labels = torch.cat([label for _, _, label in kept])
         masks = self.segment(maps, boxes)[torch.arange(len(labels), device=labels.device), labels].sigmoid()
-        split = masks.split([len(label) for _, _, label in found])
-        return [Detections(*parts, mask) for parts, mask in zip(found, split, strict=True)]
+        split = masks.split([len(label) for _, _, label in kept])
+        return [Detections(*parts, mask) for parts, mask in zip(kept, split, strict=True)]
 
     def no_weight_decay(self) -> set[str]:
         """Of the backbone; see `VMamba.no_weight_decay`."""
@@ -321,14 +269,37 @@ class MaskRCNN(nn.Module):
         self.backbone.set_grad_checkpointing(enable)
 
 
+class _Sample(NamedTuple):
+    """What the second stage learns from one image: proposals, the positive ones first.
+
+    Attributes:
+        boxes: (S, 4).
+        labels: int64 (S,), the background last of the classes.
+        positives: How many of them are positive, P.
+        offsets: Expected, (P, 4).
+        masks: Expected, (P, 28, 28).
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    positives: int
+    offsets: Tensor
+    masks: Tensor
+
+
+def _anchors(scores: Sequence[Tensor]) -> list[Tensor]:
+    """Anchors of every level, whose scores are (B, 3, H, W)."""
+    return [anchors(s.shape[2:], stride, s.device) for s, stride in zip(scores, _STRIDES, strict=True)]
+
+
 def _rows(level: Tensor, width: int) -> Tensor:
     """(A · width, H, W) → float32 (H · W · A, width), in the order of `anchors`."""
     return level.permute(1, 2, 0).reshape(-1, width).float()
 
 
 def _inside(grid: Size, stride: int, size: Size) -> Tensor:
-    """Which anchors of a level lie on the image or its own padding, not on what was added to fit the batch."""
-    rows, columns = (-(-side // PAD_MULTIPLE) * PAD_MULTIPLE for side in size)
+    """Mask of a level's anchors: on the image or its own padding, not on what was added to fit the batch."""
+    rows, columns = (-(-length // PAD_MULTIPLE) * PAD_MULTIPLE for length in size)
     inside = torch.zeros((*grid, len(ASPECT_RATIOS)), dtype=torch.bool)
     inside[: -(-rows // stride), : -(-columns // stride)] = True
     return inside.flatten()

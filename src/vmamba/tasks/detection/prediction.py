@@ -9,7 +9,8 @@ from torchvision.transforms.v2 import functional as V
 from vmamba.checkpoints.info import Preprocessing
 from vmamba.data.dense_transforms import MAX_SIZE, MEAN, STD, rescale_size, resize_image
 from vmamba.errors import OptionError
-from vmamba.tasks.detection.mask_rcnn import Detections, MaskRCNN
+from vmamba.tasks.detection.detections import Detections
+from vmamba.tasks.detection.mask_rcnn import MaskRCNN
 from vmamba.tasks.detection.task import pad_together
 
 #: Preprocessing of the published results on COCO.
