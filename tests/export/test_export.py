@@ -15,6 +15,8 @@ from support.golden import relative_error
 from vmamba.errors import ExportError, OptionError
 from vmamba.export import export
 from vmamba.export.onnx_runtime import runner
+from vmamba.model.config import VMambaConfig
+from vmamba.tasks.segmentation.upernet import UperNet, UperNetConfig
 
 SHAPES = [(1, 3, 32, 32), (1, 3, 64, 64), (3, 3, 65, 33), (2, 3, 96, 160), (1, 3, 384, 64), (5, 3, 40, 48)]
 
@@ -46,6 +48,21 @@ def test_maps_of_a_backbone_have_names(tmp_path: Path) -> None:
     model = vmamba.create_model("vmamba_pico", features_only=True, out_indices=(1, 3))
     path = export(model, tmp_path / "maps.onnx", image_size=64).path
     assert [output.name for output in onnx.load(path).graph.output] == ["map1", "map2"]
+
+
+def test_segmenters_of_any_size(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    backbone = VMambaConfig(dims=(8, 16, 24, 32), depths=(1, 1, 1, 1))
+    config = UperNetConfig(backbone, ("a", "b", "c"), channels=8, auxiliary_channels=8)
+    model = UperNet(config).eval()
+    run = runner(export(model, tmp_path / "model.onnx", image_size=64).path)
+    for size in [(64, 64), (97, 130), (256, 40)]:
+        images = torch.randn(2, 3, *size)
+        with torch.no_grad():
+            expected = model(images)
+        (logits,) = run(images)
+        assert relative_error(logits, expected) < 1e-5, size
+        assert torch.equal(logits.argmax(1), expected.argmax(1)), size
 
 
 def test_inlined_models_are_standard_operators_alone(tmp_path: Path) -> None:

@@ -52,7 +52,10 @@ def to_onnx(
             input_names=["images"],
             output_names=list(output_names),
             opset_version=OPSET,
-            custom_translation_table={torch.ops.vmamba.ss2d_scan.default: _translation(used)},
+            custom_translation_table={
+                torch.ops.vmamba.ss2d_scan.default: _translation(used),
+                torch.ops.aten.adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
+            },
             verbose=False,
         )
     assert program is not None
@@ -73,6 +76,27 @@ def _translation(used: dict[str, tuple[str, int]]) -> Callable[..., Any]:
         return y if storage == ir.DataType.FLOAT else opset20.Cast(y, to=storage)
 
     return translate
+
+
+def _adaptive_avg_pool2d(x: Any, output_size: Sequence[int]) -> Any:
+    """Averages over cells of a map of any size; the exporter's own translation is right for the example's alone."""
+    height, width = (opset20.Shape(x, start=axis, end=axis + 1) for axis in (2, 3))
+    rows = _cells(height, output_size[0], x.dtype)  # (cells, H)
+    columns = opset20.Transpose(_cells(width, output_size[1], x.dtype), perm=[1, 0])
+    return opset20.MatMul(opset20.MatMul(rows, x), columns)
+
+
+def _cells(size: Any, count: int, dtype: ir.DataType) -> Any:
+    """(count, size): row i averages over the elements ``⌊i·size/count⌋ … ⌈(i+1)·size/count⌉ - 1``."""
+    cell = opset20.Constant(value_ints=list(range(count)))
+    one, number = opset20.Constant(value_ints=[1]), opset20.Constant(value_ints=[count])
+    start = opset20.Div(opset20.Mul(cell, size), number)
+    end = opset20.Div(opset20.Add(opset20.Mul(opset20.Add(cell, one), size), opset20.Sub(number, one)), number)
+    start, end = (opset20.Unsqueeze(t, one) for t in (start, end))
+    zero = opset20.Constant(value_int=0)
+    element = opset20.Range(zero, opset20.Squeeze(size), opset20.Constant(value_int=1))
+    inside = opset20.And(opset20.GreaterOrEqual(element, start), opset20.Less(element, end))
+    return opset20.Div(opset20.Cast(inside, to=dtype), opset20.Cast(opset20.Sub(end, start), to=dtype))
 
 
 def _cast(tensor: Any, dtype: ir.DataType) -> Any:
