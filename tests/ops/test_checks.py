@@ -62,7 +62,7 @@ SEQUENCE_FAULTS: dict[str, tuple[str, Change, str]] = {
     "integers in B": ("B", to(torch.int32), f"B {FLOATS}, got torch.int32"),
     "float8": ("delta", to(torch.float8_e4m3fn), f"delta {FLOATS}, got torch.float8_e4m3fn"),
     "float8 u": ("u", to(torch.float8_e5m2), f"u {FLOATS}, got torch.float8_e5m2"),
-    "complex A": ("A", to(torch.complex64), f"A {FLOATS}, got torch.complex64"),
+    "complex u": ("u", to(torch.complex64), f"u {FLOATS}, got torch.complex64"),
     "two devices": ("A", to("meta"), "on meta"),
 }
 #: Of x (2, 3, 5, 6), dbc (2, 3, 5, 4, 2 + 2·3), dt_weight (4, 6, 2), A (4, 6, 3), D, dt_bias (4, 6).

@@ -133,6 +133,31 @@ def test_selective_scan_forms_agree() -> None:
     torch.testing.assert_close((state * C[:, 0, :, 0].unsqueeze(1)).sum(-1, keepdim=True), first)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_selective_scan_takes_the_operands_in_both_orders(compiled: bool) -> None:
+    """``mamba_ssm``'s has a gate before the bias, VMamba's authors' a hint for their kernels at the end."""
+    torch.compiler.reset()
+    operands = list(selective_operands(2, 4, 9, 2, 2, torch.float32).values())
+    u, bias = operands[0], operands[6]
+    scan = torch.compile(selective_scan, backend="aot_eager", fullgraph=True) if compiled else selective_scan
+    softplus, plain = selective_scan(*operands[:6], None, bias, True), selective_scan(*operands[:6], None, bias, False)
+    for arguments, keywords in (
+        ((bias, True), {}),
+        ((bias, True, 1), {}),
+        ((bias,), {"delta_softplus": True, "nrows": 4}),
+        ((), {"delta_bias": bias, "delta_softplus": True, "nrows": 1}),
+    ):
+        assert torch.equal(scan(*operands[:6], *arguments, **keywords), softplus)
+    for arguments in ((bias, False), (bias, False, 1), (bias,)):
+        assert torch.equal(scan(*operands[:6], *arguments), plain)
+    assert torch.equal(scan(*operands[:6], None, True), selective_scan(*operands[:6], delta_softplus=True))
+    y, last = scan(*operands[:6], bias, True, return_last_state=True)
+    assert torch.equal(y, softplus)
+    assert last.shape == (2, 4, 2)
+    gated = selective_scan(*operands[:6], u, bias, True)
+    assert not torch.equal(gated, softplus)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -172,7 +197,9 @@ def test_wrong_arguments_of_ss2d(change: dict[str, object], error: type[Exceptio
         ({"B": torch.zeros(2, 3, 2, 9)}, ValueError, "B has 3 groups, which do not divide 4 channels"),
         ({"C": torch.zeros(2, 5, 9)}, ValueError, "C must have shape (B, N, L) with N = 2, got (2, 5, 9)"),
         ({"z": torch.zeros(2, 4, 8)}, ValueError, "z must have shape (B, D, L) with L = 9"),
-        ({"A": torch.zeros(4, 2, dtype=torch.complex64)}, TypeError, "A must be float64, float32, bfloat16 or float16"),
+        ({"A": torch.zeros(4, 2, dtype=torch.complex64)}, TypeError, "A is complex; only real states are computed"),
+        ({"C": torch.zeros(2, 2, 9, dtype=torch.complex64)}, TypeError, "C is complex; only real states are computed"),
+        ({"z": torch.zeros(4)}, ValueError, "z must have 3 dimensions (B, D, L), got shape (4,)"),
         ({"delta_bias": torch.zeros(3)}, ValueError, "delta_bias must have shape (D) with D = 4, got (3,)"),
     ],
 )

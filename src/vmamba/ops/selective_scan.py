@@ -31,15 +31,19 @@ def selective_scan(
     C: Tensor,
     D: Tensor | None = None,
     z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
+    delta_bias: Tensor | bool | None = None,
     delta_softplus: bool = False,
     return_last_state: bool = False,
+    nrows: int | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Selective scan over sequences (Gu and Dao, "Mamba", 2023, algorithm 2); drop-in for ``selective_scan_fn``.
 
+    Operands stand in the order of ``mamba_ssm``. The order of VMamba's authors, ``(u, delta, A, B, C, D, delta_bias,
+    delta_softplus, nrows)``, is understood, too: a gate has three dimensions and a bias one.
+
     ``h[t] = exp(Δ[t] A) h[t-1] + Δ[t] u[t] B[t]``, ``y[t] = Σ_n C[t] h[t] + D u[t]``, with ``h[-1] = 0`` and
     ``Δ = softplus(delta + delta_bias)`` (each step where asked for). State, Δ and sums are float32, or float64 for
-    float64 u. Real numbers only.
+    float64 u. Real numbers only: no kernel here scans the complex states that ``mamba_ssm`` also knows.
 
     Args:
         u: (B, D, L), any floating dtype.
@@ -52,6 +56,7 @@ def selective_scan(
         delta_bias: (D,).
         delta_softplus: Apply softplus to delta.
         return_last_state: Return (output, last state) instead of the output.
+        nrows: Ignored; a hint for the authors' kernels.
 
     Returns:
         (B, D, L) of u's dtype; with `return_last_state` also (B, D, N) of the accumulation dtype.
@@ -60,6 +65,14 @@ def selective_scan(
         TypeError: For an operand that is not a real floating-point tensor.
         ValueError: For shapes that do not fit, or operands on different devices.
     """
+    if isinstance(delta_bias, bool):  # (…, D, delta_bias, delta_softplus[, nrows])
+        delta_softplus = delta_bias
+        z, delta_bias = None, z
+    elif isinstance(z, Tensor) and z.ndim == 1 and delta_bias is None:  # (…, D, delta_bias, delta_softplus=…)
+        z, delta_bias = None, z
+    for name, operand in (("A", A), ("B", B), ("C", C)):
+        if isinstance(operand, Tensor) and operand.is_complex():
+            raise TypeError(f"selective_scan: {name} is complex; only real states are computed, pass real A, B and C")
     sizes = check_operands(
         "selective_scan",
         {
