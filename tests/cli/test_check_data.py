@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from support.coco import write_coco
 from vmamba.cli import main
 from vmamba.data.shapes import write_shapes
 
@@ -57,6 +58,20 @@ def test_the_task_is_what_the_folder_looks_like(
         assert as_json(capsys, "--data", folder)["task"] == task
     assert as_json(capsys, "--data", ade, "--recipe", "shapes/segmentation")["splits"][0]["images"] == 8
     assert as_json(capsys, "--data", photos, "--set", "holdout=0.4")["splits"][1]["images"] == 2
+
+
+def test_faults_of_annotations_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["annotations"] *= 3
+        for annotation in content["annotations"]:
+            annotation["category_id"] = 9
+
+    for split in ("train", "val"):
+        write_coco(tmp_path, change, split)
+    assert main(["check-data", "--data", str(tmp_path)]) == 2
+    streams = capsys.readouterr()
+    assert [line.split(" ")[0] for line in streams.out.splitlines()] == [f"annotations[{i}]" for i in range(6)]
+    assert "instances_train.json: 6 faults: annotations[0]" in streams.err
 
 
 def test_what_cannot_be_trained_on(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmamba.data.annotations import AnnotationError
 from vmamba.tasks import TASKS, task_class
 from vmamba.tasks.protocol import Job
-from vmamba.terminal import console
+from vmamba.terminal import console, printable
 from vmamba.training.recipe import load_recipe, parse_overrides, recipe_from
 
 if TYPE_CHECKING:
@@ -34,7 +35,12 @@ def run(options: argparse.Namespace) -> int:
         overrides["task"] = options.task or guess_task(Path(options.data))
     recipe = load_recipe(options.recipe, overrides) if options.recipe else recipe_from({}, overrides)
     job = Job(options.data, None, batch_size=recipe.batch_size, seed=recipe.seed, strict=recipe.strict)
-    summary = task_class(recipe.task)(job, recipe.options).summary(verify=options.verify)
+    try:
+        summary = task_class(recipe.task)(job, recipe.options).summary(verify=options.verify)
+    except AnnotationError as error:
+        for fault in error.faults if len(error.faults) > 1 else ():
+            print(printable(fault))
+        raise
     if options.json:
         print(json.dumps(summary.as_dict(), indent=2))
     else:

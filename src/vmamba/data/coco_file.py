@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import BeforeValidator, Discriminator, Field, Strict, Tag, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, from_json
 from typing_extensions import NotRequired, TypedDict
 
-from vmamba.data.annotations import MAX_FAULTS, AnnotationError, Faults, shown
+from vmamba.data.annotations import AnnotationError, Faults, shown
 from vmamba.data.images import pixel_limit
 from vmamba.data.masks import polygon_fault, run_length_fault
+
+T = TypeVar("T")
 
 
 def _whole(value: object) -> object:
@@ -73,15 +75,23 @@ class CategoryEntry(TypedDict):
     name: NotRequired[str]
 
 
-class _Content(TypedDict):
-    images: list[ImageEntry]
-    annotations: list[AnnotationEntry]
-    categories: Annotated[list[CategoryEntry], Field(min_length=1)]
-
-
-_SCHEMA = TypeAdapter(_Content)
+_IMAGES = TypeAdapter(list[ImageEntry])
+_ANNOTATIONS = TypeAdapter(list[AnnotationEntry])
+_CATEGORIES = TypeAdapter(Annotated[list[CategoryEntry], Field(min_length=1)])
 # Names of alternatives in the places that pydantic tells.
 _TAGS = {"polygons", "runs", "none", "text", "list"}
+# Types of pydantic's errors → what JSON calls that which was expected.
+_EXPECTED = {
+    "dict_type": "an object",
+    "finite_number": "a finite number",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "list_type": "a list",
+    "string_type": "text",
+    "tuple_type": "a list",
+}
+# Annotations that are checked at a time: their polygons become arrays before those of the next do.
+_CHUNK = 1024
 
 
 @dataclass(frozen=True)
@@ -109,36 +119,70 @@ def read_coco(path: Path) -> CocoFile:
             expected there.
     """
     try:
-        text = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        content = from_json(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
     except OSError as error:
         raise AnnotationError(path, [f"cannot be read: {error.strerror or error}"]) from None
-    try:
-        content = _SCHEMA.validate_json(text)
-    except ValidationError as error:
-        details = error.errors(include_url=False)[:MAX_FAULTS]
-        raise AnnotationError(path, list(map(_described, details)), error.error_count()) from None
+    except ValueError as error:
+        raise AnnotationError(path, [f"is not JSON: {error}"]) from None
+    if not isinstance(content, dict):
+        raise AnnotationError(path, ["is not COCO's format, an object with the lists images, annotations, categories"])
     faults = Faults(path)
-    _check_images(content["images"], faults)
-    _check_unique("categories", content["categories"], faults)
-    _check_annotations(content, faults)
+    images = _validated("images", _IMAGES, content, faults)
+    categories = _validated("categories", _CATEGORIES, content, faults)
+    annotations = _list_in("annotations", content, faults)
+    for start in range(0, len(annotations), _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        annotations[chunk] = _validate("annotations", _ANNOTATIONS, annotations[chunk], faults, start)
     faults.check()
-    categories = sorted(content["categories"], key=lambda entry: entry["id"])
-    return CocoFile(path, content["images"], content["annotations"], categories)
+    _check_images(images, faults)
+    _check_unique("categories", categories, faults)
+    sizes = {image["id"]: (image["height"], image["width"]) for image in images}
+    ids = {category["id"] for category in categories}
+    for i, entry in enumerate(annotations):
+        _check_annotation(f"annotations[{i}]", entry, sizes, ids, faults)
+    faults.check()
+    return CocoFile(path, images, annotations, sorted(categories, key=lambda entry: entry["id"]))
 
 
-def _described(error: ErrorDetails) -> str:
-    place = ""
-    for part in error["loc"]:
-        if part not in _TAGS:
-            place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else part
+def _list_in(part: str, content: dict[str, Any], faults: Faults) -> list[Any]:
+    value = content.get(part)
+    if isinstance(value, list):
+        return value
+    faults.add(f"{part} is {shown(value)}, not a list" if part in content else f"{part} is missing")
+    return []
+
+
+def _validated(part: str, schema: TypeAdapter[list[T]], content: dict[str, Any], faults: Faults) -> list[T]:
+    entries = _list_in(part, content, faults)
+    return _validate(part, schema, entries, faults) if part in content else []
+
+
+def _validate(part: str, schema: TypeAdapter[list[T]], entries: list[Any], faults: Faults, first: int = 0) -> list[T]:
+    """Entries of a list as the schema has them, polygons as arrays, which take a tenth of the memory."""
+    try:
+        valid = schema.validate_python(entries)
+    except ValidationError as error:
+        for details in error.errors(include_url=False):
+            faults.add(_described(part, details, first))
+        return []
+    for entry in valid if part == "annotations" else ():
+        values: Any = entry
+        if isinstance(values.get("segmentation"), list):
+            values["segmentation"] = [np.array(polygon) for polygon in values["segmentation"] if polygon]
+    return valid
+
+
+def _described(part: str, error: ErrorDetails, first: int) -> str:
+    place, number = part, first
+    for step in error["loc"]:
+        if isinstance(step, int):
+            place, number = f"{place}[{number + step}]", 0
+        elif step not in _TAGS:
+            place += f".{step}"
     if error["type"] == "missing":
         return f"{place} is missing"
-    if error["type"] == "json_invalid":
-        return f"is not JSON: {error['ctx']['error']}"
-    if not place:
-        return "is not COCO's format, an object with the lists images, annotations and categories"
-    expected = error["msg"].removeprefix("Input should be ")
-    joint = ", not " if expected != error["msg"] else ": "
+    expected = _EXPECTED.get(error["type"], error["msg"].removeprefix("Input should be "))
+    joint = ": " if expected == error["msg"] else ", not "
     return f"{place} is {shown(error['input'])}{joint}{expected[0].lower()}{expected[1:]}"
 
 
@@ -159,35 +203,24 @@ def _check_images(images: list[ImageEntry], faults: Faults) -> None:
             faults.add(f"images[{i}].file_name is {shown(image['file_name'])}, not a name below the folder of images")
 
 
-def _check_annotations(content: _Content, faults: Faults) -> None:
-    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
-    categories = {category["id"] for category in content["categories"]}
-    for i, entry in enumerate(content["annotations"]):
-        if entry["image_id"] not in sizes:
-            faults.add(f"{_place(i, entry)}.image_id is {entry['image_id']}, which none of the images has")
-            continue
-        if entry["category_id"] not in categories:
-            some = ", ".join(map(str, sorted(categories)[:5])) + (" …" if len(categories) > 5 else "")
-            faults.add(f"{_place(i, entry)}.category_id is {entry['category_id']}, not one of {some}")
-        fault = _check_segmentation(entry, *sizes[entry["image_id"]])
-        if fault:
-            faults.add(f"{_place(i, entry)}.segmentation{fault}")
-
-
-def _check_segmentation(entry: AnnotationEntry, height: int, width: int) -> str | None:
-    """What is wrong with a mask; its polygons become arrays, which take a tenth of the memory."""
+def _check_annotation(
+    place: str, entry: AnnotationEntry, sizes: dict[int, tuple[int, int]], categories: set[int], faults: Faults
+) -> None:
+    place += f" (id {shown(entry['id'])})" if "id" in entry else ""
+    if entry["category_id"] not in categories:
+        some = ", ".join(map(str, sorted(categories)[:5])) + (" …" if len(categories) > 5 else "")
+        faults.add(f"{place}.category_id is {entry['category_id']}, not one of {some}")
+    if entry["image_id"] not in sizes:
+        faults.add(f"{place}.image_id is {entry['image_id']}, which none of the images has")
+        return
     segmentation: Any = entry.get("segmentation")
+    height, width = sizes[entry["image_id"]]
     if isinstance(segmentation, dict):
         fault = run_length_fault(segmentation["size"], segmentation["counts"], height, width)
-        return f" {fault}" if fault else None
-    polygons = [np.array(polygon) for polygon in segmentation or () if polygon]
-    entry["segmentation"] = polygons  # type: ignore[typeddict-item]
-    for k, polygon in enumerate(polygons):
+        if fault:
+            faults.add(f"{place}.segmentation {fault}")
+        return
+    for k, polygon in enumerate(segmentation or ()):
         fault = polygon_fault(polygon, height, width)
         if fault:
-            return f"[{k}] {fault}"
-    return None
-
-
-def _place(i: int, entry: AnnotationEntry) -> str:
-    return f"annotations[{i}]" + (f" (id {shown(entry['id'])})" if "id" in entry else "")
+            faults.add(f"{place}.segmentation[{k}] {fault}")

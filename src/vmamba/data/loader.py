@@ -17,14 +17,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vmamba.data.randomness import seeded
-from vmamba.errors import ImageError
+from vmamba.errors import DataError, ImageError
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 Batch = TypeVar("Batch")
 
 #: Unreadable images in one batch, or in a row, that are taken for a broken data set.
-MOST_UNREADABLE = 50
+MAX_UNREADABLE = 50
 
 
 class Samples(Protocol[T_co]):
@@ -56,7 +56,7 @@ class IndexedLoader(Generic[Batch]):
         strict: Raise at an unreadable image.
 
     Raises:
-        ValueError: If there are no images, or too few for one global batch of training.
+        DataError: If there are no images, or too few for one global batch of training.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class IndexedLoader(Generic[Batch]):
         self.skipped: list[str] = []
         together = batch_size * world_size
         if training and self.images < together:
-            raise ValueError(
+            raise DataError(
                 f"{self.images} training images are fewer than one batch of {together}; use a smaller batch size"
             )
         if not self.images:
-            raise ValueError("there are no images to evaluate on")
+            raise DataError("there are no images to evaluate on")
         self._position = _Position(self)
         self._loader: DataLoader[tuple[Batch | None, list[str]]] = DataLoader(
             _Drawn(samples, seed, training),
@@ -131,7 +131,7 @@ def report_skipped(
 ) -> Iterator[Batch]:
     """The batches in what a loader process hands over; what it could not read goes to `skipped`, once each."""
     for batch, problems in loader:
-        if problems and (strict or len(problems) >= MOST_UNREADABLE):
+        if problems and (strict or len(problems) >= MAX_UNREADABLE):
             raise ImageError(problems[0])
         skipped += [problem for problem in problems if problem not in skipped]
         if batch is not None:
@@ -178,7 +178,7 @@ class _Drawn(Dataset[tuple[Any, list[str]]]):
         epoch, index = position
         problems: list[str] = []
         with seeded(self.seed, epoch, index):
-            for i in range(MOST_UNREADABLE if self.replace else 1):
+            for i in range(MAX_UNREADABLE if self.replace else 1):
                 try:
                     return self.samples[(index + i) % len(self.samples)], problems
                 except ImageError as error:

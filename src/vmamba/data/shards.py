@@ -10,8 +10,9 @@ import io
 import json
 import random
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import chain, count, cycle, islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -20,15 +21,13 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from vmamba.data.images import read_image
+from vmamba.data.images import image_endings, read_image
 from vmamba.data.loader import leave_signals_to_training, report_skipped
 from vmamba.data.randomness import seeded
-from vmamba.errors import ImageError
+from vmamba.errors import DataError, ImageError, MissingPackageError
 
 Batch = TypeVar("Batch")
 
-#: Extensions of images inside a shard.
-IMAGES = ("jpg", "jpeg", "png", "webp")
 #: Samples (not decoded) that a loader process holds to shuffle among them.
 SHUFFLED = 4096
 
@@ -40,10 +39,12 @@ class Shards:
     Attributes:
         urls: Files, or addresses that webdataset can open.
         samples: Samples in all of them.
+        counts: Class → samples; empty where an information file says how many samples there are.
     """
 
     urls: tuple[str, ...]
     samples: int
+    counts: Mapping[int, int] = field(default_factory=dict)
 
 
 def find_shards(root: str, split: str) -> Shards:
@@ -56,38 +57,47 @@ def find_shards(root: str, split: str) -> Shards:
         split: ``"train"``, ``"val"`` …
 
     Raises:
-        ValueError: If webdataset is not installed, there are no such shards, or `_info.json` cannot be understood.
+        MissingPackageError: If webdataset is not installed.
+        DataError: If there are no such shards, one is damaged, or `_info.json` cannot be understood.
     """
     try:
         import webdataset
     except ImportError:
-        raise ValueError("reading shards needs webdataset: pip install 'vmamba[train]'") from None
-    remote = "://" in root
-    if remote or (Path(root) / "_info.json").is_file():
-        address = f"{root.rstrip('/')}/_info.json"
+        raise MissingPackageError("webdataset", "train") from None
+    root = root.rstrip("/")
+    if "://" in root or (Path(root) / "_info.json").is_file():
+        address = f"{root}/_info.json"
         try:
             with webdataset.gopen(address) as file:
                 info = json.load(file)["splits"][split]
-            return Shards(tuple(f"{root.rstrip('/')}/{name}" for name in info["filenames"]), sum(info["shard_lengths"]))
-        except (KeyError, TypeError, ValueError, OSError) as error:
-            reason = f"has no {error}" if isinstance(error, KeyError) else error
-            raise ValueError(f"{address}: {reason}; it must list filenames and shard_lengths of {split!r}") from None
+            return Shards(tuple(f"{root}/{name}" for name in info["filenames"]), sum(info["shard_lengths"]))
+        except Exception as error:  # openers of addresses raise nearly anything
+            reason = f"has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+            raise DataError(f"{address}: {reason}; it must list filenames and shard_lengths of {split!r}") from None
     paths = sorted((Path(root) / split).glob("*.tar")) or sorted(Path(root).glob(f"*{split}*.tar"))
     if not paths:
-        raise ValueError(f"{root}: no shards {split}/*.tar or *{split}*.tar")
-    return Shards(tuple(map(str, paths)), sum(map(_count, paths)))
+        raise DataError(f"{root}: no shards {split}/*.tar or *{split}*.tar")
+    counts = sum(map(_count, paths), Counter[int]())
+    return Shards(tuple(map(str, paths)), counts.total(), counts)
 
 
-def _count(path: Path) -> int:
+def _count(path: Path) -> Counter[int]:
+    """Samples of each class in a shard; -1 stands for what is no class number."""
+    counts: Counter[int] = Counter()
     try:
-        with tarfile.open(path) as file:
-            return sum(member.name.endswith(".cls") for member in file)
-    except (tarfile.TarError, OSError) as error:
-        raise ValueError(f"{path}: cannot read the shard: {error}") from None
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if member.isreg() and member.name.endswith(".cls"):
+                    content = archive.extractfile(member)
+                    text = content.read(20).strip() if content else b""
+                    counts[int(text) if text.isdigit() else -1] += 1
+    except Exception as error:  # tarfile raises nearly anything on a broken file
+        raise DataError(f"{path}: cannot read the shard: {' '.join(str(error).split())}") from None
+    return counts
 
 
 class ShardLoader(Generic[Batch]):
-    """Batches of one process from shards of ``NAME.jpg`` (png, webp) and ``NAME.cls`` (the class number).
+    """Batches of one process from shards of ``NAME.jpg`` (or another image) and ``NAME.cls`` (the class number).
 
     Every loader process of every training process reads shards of its own. A training process whose shards hold fewer
     samples than the others' reads some again, so that all have the same number of batches. In training an unreadable
@@ -106,7 +116,7 @@ class ShardLoader(Generic[Batch]):
         strict: Raise at an unreadable image.
 
     Raises:
-        ValueError: If there are fewer shards than loader processes, or too few images for one global batch.
+        DataError: If there are fewer shards than loader processes, or too few images for one global batch.
     """
 
     def __init__(
@@ -125,13 +135,13 @@ class ShardLoader(Generic[Batch]):
     ) -> None:
         streams = world_size * max(workers, 1)
         if training and len(shards.urls) < streams:
-            raise ValueError(
+            raise DataError(
                 f"{len(shards.urls)} shards cannot feed {streams} loader processes; make more, or use fewer workers"
             )
         self.images, self.skipped, self.strict = shards.samples, list[str](), strict
         self._batches = shards.samples // (batch_size * world_size) if training else -(-shards.samples // batch_size)
         if not self._batches:
-            raise ValueError(f"{shards.samples} images are fewer than one batch of {batch_size * world_size}")
+            raise DataError(f"{shards.samples} images are fewer than one batch of {batch_size * world_size}")
         self._stream: _Stream[Batch] = _Stream(
             shards.urls, sample, collate, batch_size, self._batches if training else None, seed, rank, world_size
         )
@@ -233,9 +243,10 @@ def _shuffled(samples: Iterator[dict[str, Any]], generator: random.Random) -> It
 
 def _decode(fields: dict[str, Any]) -> tuple[Image.Image, int, str]:
     name = f"{fields.get('__url__', '')}:{fields['__key__']}"
-    extension = next((e for e in IMAGES if e in fields), None)
+    endings = image_endings()
+    extension = next((field for field in fields if f".{field.lower()}" in endings), None)
     if extension is None or "cls" not in fields:
-        raise ImageError(f"cannot read the sample {name}: it needs a .cls and one of {', '.join(IMAGES)}")
+        raise ImageError(f"cannot read the sample {name}: it needs a .cls and an image (.jpg, .png …)")
     try:
         label = int(fields["cls"])
     except ValueError:

@@ -150,4 +150,9 @@ class ClassificationData:
 
     def _shards(self, split: str) -> SplitSummary:
         shards = find_shards(self.root, self.splits[split])
-        return SplitSummary(split, self.root, shards.samples, notes=[f"{len(shards.urls):,} shards"])
+        counts = {name: shards.counts.get(i, 0) for i, name in enumerate(self.classes)} if shards.counts else {}
+        unknown = shards.samples - sum(counts.values()) if shards.counts else 0
+        left_out = {"samples whose .cls is no class number below num_classes": unknown}
+        return SplitSummary(
+            split, self.root, shards.samples, counts, "images", left_out, [f"{len(shards.urls)} shards"]
+        )
