@@ -47,13 +47,13 @@ def test_verify(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not as_json(capsys, "--data", photos)["splits"][0]["unreadable"]
     (line,) = as_json(capsys, "--data", photos, "--verify")["splits"][0]["unreadable"]
     assert "dog/1.png: the file is empty" in line
-    assert "train: 1 images cannot be read:\n  cannot read the image" in check(capsys, "--data", photos, "--verify")
+    assert "train: 1 files cannot be used:\n  cannot read the image" in check(capsys, "--data", photos, "--verify")
 
 
 def test_the_task_is_what_the_folder_looks_like(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    coco, ade = write_shapes(tmp_path / "shapes", train=8, val=2, side=64)
+    coco, ade = write_shapes(tmp_path / "shapes", train=8, val=2, image_size=64)
     for folder, task in ((photos, "classification"), (coco, "detection"), (ade, "segmentation")):
         assert as_json(capsys, "--data", folder)["task"] == task
     assert as_json(capsys, "--data", ade, "--recipe", "shapes/segmentation")["splits"][0]["images"] == 8

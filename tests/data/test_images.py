@@ -255,7 +255,7 @@ def test_as_stored(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (4, 2)).save(tmp_path / "a.png", exif=exif)
-    assert read_image(tmp_path / "a.png", upright=False).size == (4, 2)
+    assert read_image(tmp_path / "a.png", exif_transpose=False).size == (4, 2)
     assert read_image_of_size(tmp_path / "a.png", 2, 4).size == (2, 4)
     assert read_image_of_size(tmp_path / "a.png", 4, 2).size == (4, 2)
     with pytest.raises(ImageError, match=r"a\.png: is 2×4 pixels, its annotation says 4×3"):

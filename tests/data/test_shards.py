@@ -19,14 +19,15 @@ from vmamba.errors import ImageError
 SHARDS, LENGTH = 8, 12
 
 
-def write_shard(path: Path, first: int, count: int, broken: int | None = None) -> None:
+def write_shard(path: Path, first: int, count: int, broken: int | None = None, ending: str = "png") -> None:
     """Grey images whose level is their number."""
     with tarfile.open(path, "w") as file:
         for number in range(first, first + count):
             content = io.BytesIO()
-            Image.fromarray(np.full((8, 8), number, np.uint8)).save(content, "PNG")
+            image = Image.fromarray(np.full((8, 8), number, np.uint8))
+            image.save(content, Image.registered_extensions()[f".{ending.lower()}"])
             pixels = b"not an image" if number == broken else content.getvalue()
-            for name, data in ((f"{number:04d}.png", pixels), (f"{number:04d}.cls", str(number % 5).encode())):
+            for name, data in ((f"{number:04d}.{ending}", pixels), (f"{number:04d}.cls", str(number % 5).encode())):
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 file.addfile(info, io.BytesIO(data))
@@ -83,6 +84,20 @@ def test_starts_at_any_batch(root: Path, start: int) -> None:
     """With the same samples, drawn the same."""
     whole = list(loader(root).batches(1))
     assert list(loader(root).batches(1, start)) == whole[start:]
+
+
+@pytest.mark.parametrize("ending", ["BMP", "tif", "gif"])
+def test_images_of_every_ending(tmp_path: Path, ending: str) -> None:
+    (tmp_path / "train").mkdir()
+    write_shard(tmp_path / "train" / "0.tar", 0, 12, ending=ending)
+    assert sorted(numbers(loader(tmp_path, workers=0).batches(0))) == list(range(12))
+
+
+def test_samples_are_counted_by_class(root: Path) -> None:
+    assert find_shards(str(root), "train").counts == {label: len(range(label, 96, 5)) for label in range(5)}
+    with tarfile.open(root / "train" / "900.tar", "w") as file:
+        file.addfile(tarfile.TarInfo("a.cls"))
+    assert find_shards(str(root), "train").counts[-1] == 1
 
 
 def test_uneven_shards_leave_processes_in_step(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ TINY = BACKBONE.format(dims=96, depths=(2, 2, 8, 2), ratio=1.0, forward="v05_noz
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("shapes")
-    write_shapes(root, train=4, val=2, side=96)
+    write_shapes(root, train=4, val=2, image_size=96)
     return root
 
 

@@ -26,7 +26,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("folder", type=Path, help="gets coco/ and ade20k/, in these data sets' formats")
     parser.add_argument("--train", type=positive, default=1200, metavar="N", help="training pictures (default 1200)")
     parser.add_argument("--val", type=positive, default=100, metavar="N", help="validation pictures (default 100)")
-    parser.add_argument("--side", type=positive, default=128, metavar="PIXELS", help="typical size (default 128)")
+    parser.add_argument("--image-size", type=positive, default=128, metavar="PIXELS", help="typical size (default 128)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--force", action="store_true", help="write into folders that exist")
     parser.set_defaults(run=run)
@@ -36,6 +36,8 @@ def run(options: argparse.Namespace) -> int:
     for folder in (options.folder / "coco", options.folder / "ade20k"):
         if folder.exists() and not options.force:  # perhaps somebody's data
             raise OptionError(f"{folder} exists; name another folder, or write into it with --force")
-    folders = write_shapes(options.folder, train=options.train, val=options.val, side=options.side, seed=options.seed)
+    folders = write_shapes(
+        options.folder, train=options.train, val=options.val, image_size=options.image_size, seed=options.seed
+    )
     remark(f"wrote {' and '.join(map(str, folders))}")
     return 0

@@ -1,4 +1,4 @@
-"""Faults of annotations, each told with its place, its value and what was expected."""
+"""Faults of annotations, each described with its place, its value and what was expected."""
 
 from __future__ import annotations
 

@@ -66,14 +66,14 @@ def find_split(root: str | Path, name: str) -> Split:
         DataError: If there is no such file or folder, or more than one.
     """
     root = Path(root)
-    found = sorted((root / "annotations").glob(f"instances_{name}*.json"))
-    if len(found) != 1:
-        what = "no" if not found else f"{len(found)} files"
-        raise DataError(f"{root}: {what} annotations/instances_{name}*.json; exactly one is needed")
-    images = root / found[0].stem.removeprefix("instances_")
+    files = sorted((root / "annotations").glob(f"instances_{name}*.json"))
+    if len(files) != 1:
+        number = f"{len(files)} files" if files else "no"
+        raise DataError(f"{root}: {number} annotations/instances_{name}*.json; exactly one is needed")
+    images = root / files[0].stem.removeprefix("instances_")
     if not images.is_dir():
-        raise DataError(f"{root}: {found[0].name} has no folder of images {images.name} beside annotations")
-    return Split(found[0], images)
+        raise DataError(f"{root}: {files[0].name} has no folder of images {images.name} beside annotations")
+    return Split(files[0], images)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ _Segmentation = Annotated[
 
 
 class AnnotationEntry(TypedDict):
-    """One of ``annotations``; `id` is told in messages, evaluation numbers them itself."""
+    """One of ``annotations``; `id` only helps messages, evaluation numbers them itself."""
 
     image_id: _Id
     category_id: _Id
@@ -78,7 +78,7 @@ class CategoryEntry(TypedDict):
 _IMAGES = TypeAdapter(list[ImageEntry])
 _ANNOTATIONS = TypeAdapter(list[AnnotationEntry])
 _CATEGORIES = TypeAdapter(Annotated[list[CategoryEntry], Field(min_length=1)])
-# Names of alternatives in the places that pydantic tells.
+# Names of alternatives in the places that pydantic reports.
 _TAGS = {"polygons", "runs", "none", "text", "list"}
 # Types of pydantic's errors → what JSON calls that which was expected.
 _EXPECTED = {

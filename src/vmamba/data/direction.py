@@ -1,4 +1,4 @@
-"""Direction: where does the bright dot lie, seen from the dark one? A task about two far things, drawn on the fly.
+"""Direction from a dark dot to a bright one: a task about two distant things, drawn on the fly.
 
 Every image holds a dark and a bright dot, far apart, in noise. The class is the direction from the dark to the bright
 one: right, below, left or above, by the longer of the two distances. The place of one dot alone only hints at the
@@ -22,8 +22,8 @@ def direction(
 
     Args:
         count: How many.
-        size: Side of the images in pixels.
-        distance: Least distance of the dots along the deciding axis, as a multiple of the side.
+        size: Height and width of the images in pixels.
+        distance: Smallest distance of the dots along the deciding axis, as a multiple of `size`.
         noise: Standard deviation of the noise, as a multiple of white.
         seed: Of the random numbers.
 

@@ -28,8 +28,8 @@ _UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 # Formats whose grey values of more than 8 bits Pillow scales to 16.
 _SCALED = {"PPM", "JPEG2000"}
 
-# EXIF orientation → what turns the stored pixels upright.
-_UPRIGHT = {
+# EXIF orientation → transposition of the stored pixels that shows them upright.
+_TRANSPOSE = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
     4: Transpose.FLIP_TOP_BOTTOM,
@@ -84,7 +84,7 @@ def _expand(source: str) -> list[Path]:
 
 
 def read_image(
-    path: str | Path, content: IO[bytes] | None = None, *, upright: bool = True, max_pixels: int | None = None
+    path: str | Path, content: IO[bytes] | None = None, *, exif_transpose: bool = True, max_pixels: int | None = None
 ) -> Image.Image:
     """Read one image file as Pillow image of mode RGB, without metadata.
 
@@ -94,7 +94,7 @@ def read_image(
     Args:
         path: The file, or the name by which an error calls it.
         content: The file's content, where it does not lie at `path`: inside an archive.
-        upright: Apply EXIF orientation; without it the pixels come as they are stored.
+        exif_transpose: Apply EXIF orientation; without it the pixels come as they are stored.
         max_pixels: Refuse larger images, which may be decompression bombs; None for Pillow's limit, twice
             ``PIL.Image.MAX_IMAGE_PIXELS``.
 
@@ -113,8 +113,8 @@ def read_image(
                 rgb = _rgb(image)
     except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
         raise ImageError(f"cannot read the image {path}: {_reason(path, error, max_pixels)}") from error
-    if upright and orientation in _UPRIGHT:
-        rgb = rgb.transpose(_UPRIGHT[orientation])
+    if exif_transpose and orientation in _TRANSPOSE:
+        rgb = rgb.transpose(_TRANSPOSE[orientation])
     rgb.info.clear()  # it describes the pixels of the file; its orientation must not be applied again
     return rgb
 
@@ -129,7 +129,7 @@ def read_image_of_size(path: str | Path, width: int, height: int) -> Image.Image
     """
     image = read_image(path)
     if image.size != (width, height) and image.size == (height, width):
-        image = read_image(path, upright=False)
+        image = read_image(path, exif_transpose=False)
     if image.size != (width, height):
         raise ImageError(f"{path}: is {image.width}×{image.height} pixels, its annotation says {width}×{height}")
     return image

@@ -146,7 +146,7 @@ def _meaning(table: NDArray[np.uint16]) -> str:
 
 
 def _remedy(present: Sequence[int], names: Sequence[str]) -> str:
-    """What to do, with the values spelt out where they are as many as the classes."""
+    """Advice, with the values spelt out where they are as many as the classes."""
     for values in (present, [v for v in present if v != 255], [v for v in present if v not in NO_CLASS]):
         if len(values) == len(names):
             pairs = [f"{value} is {name!r}" for value, name in zip(values, names, strict=True)]

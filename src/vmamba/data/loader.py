@@ -105,7 +105,7 @@ class IndexedLoader(Generic[Batch]):
         return order
 
     def indices(self, epoch: int) -> Iterator[list[int]]:
-        """What each batch of this process holds."""
+        """Indices of the images in each batch of this process."""
         size, together = self.batch_size, self.batch_size * self.world_size
         if self.training:
             order = self.order(epoch)
@@ -139,7 +139,7 @@ def report_skipped(
 
 
 def leave_signals_to_training(_: int) -> None:
-    """In a loader process: leave it to the training process to act when a job is told to stop.
+    """In a loader process: leave it to the training process to act when a job is asked to stop.
 
     SIGTERM to the process group does not reach a group of its own. Sent to the loader process itself it still ends it,
     as Python's own clean-up at exit needs.

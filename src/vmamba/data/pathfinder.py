@@ -1,4 +1,4 @@
-"""Pathfinder: are two dots the ends of one curve? A task that no local look can solve, drawn on the fly.
+"""Pathfinder: a task that no local view can solve, drawn on the fly. Are two dots the ends of one curve?
 
 Every image holds two smooth curves of the same length that keep apart, and two dots on ends of curves. In half of the
 images the dots mark both ends of one curve, in the other half one end of each. Locally both kinds look alike: two
@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from vmamba.errors import OptionError
+
 Points = NDArray[np.float64]
 
 #: Pixels between two points of a curve.
@@ -34,18 +36,18 @@ def pathfinder(
 
     Args:
         count: How many.
-        size: Side of the images in pixels, at least 48.
-        length: Of each curve, as a multiple of the side; up to about 1.2 there is room for two.
+        size: Height and width of the images in pixels, at least 48.
+        length: Of each curve, as a multiple of `size`; up to about 1.2 there is room for two.
         seed: Of the random numbers.
 
     Returns:
         uint8 (count, size, size), white on black; int64 (count,), 1 where the dots are on one curve. Half are.
 
     Raises:
-        ValueError: For images so small that a dot could touch the other curve.
+        OptionError: For images so small that a dot could touch the other curve.
     """
     if size < 48:
-        raise ValueError(f"pathfinder needs images of at least 48 pixels, got {size}")
+        raise OptionError(f"pathfinder needs images of at least 48 pixels, got {size}")
     generator = np.random.default_rng(seed)
     labels = np.arange(count, dtype=np.int64) % 2
     generator.shuffle(labels)

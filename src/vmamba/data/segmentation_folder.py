@@ -167,10 +167,10 @@ def class_list(root: Path) -> tuple[str, ...]:
 
 def _find(root: Path, part: str, split: str) -> Path:
     folders = [root / part / name for name in _SPLITS[split]]
-    found = next((folder for folder in folders if folder.is_dir()), None)
-    if found is None:
+    existing = next((folder for folder in folders if folder.is_dir()), None)
+    if existing is None:
         raise DataError(f"{root}: no folder {part}/{_SPLITS[split][0]}; ADE20K's layout has it")
-    return found
+    return existing
 
 
 def _by_stem(folder: Path, left_out: Counter[str]) -> dict[str, str]:

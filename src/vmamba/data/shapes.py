@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from vmamba.data.masks import encode_mask
+from vmamba.errors import OptionError
 
 #: What is drawn. Colours are drawn at random, so that only the form tells the classes apart.
 CLASSES = ("disc", "square", "triangle", "star")
@@ -41,35 +42,37 @@ class Shape:
     crowd: bool = False
 
 
-def write_shapes(root: str | Path, *, train: int = 400, val: int = 100, side: int = 128, seed: int = 0) -> list[Path]:
+def write_shapes(
+    root: str | Path, *, train: int = 400, val: int = 100, image_size: int = 128, seed: int = 0
+) -> list[Path]:
     """Write the data set to ``ROOT/coco`` and ``ROOT/ade20k``.
 
-    Pictures have sides between 0.8 and 1.2 of `side`, a noisy background, and one to five shapes that may cover each
-    other; one in ten holds a crowd. The scene parsing labels are the four classes and the background, and a seam
-    around each shape has no label.
+    Height and width are between 0.8 and 1.2 of `image_size`; pictures have a noisy background, and one to five shapes
+    that may cover each other; one in ten holds a crowd. The scene parsing labels are the four classes and the
+    background, and a seam around each shape has no label.
 
     Args:
         root: Folder, created if need be.
         train: Training pictures.
         val: Validation pictures.
-        side: Typical side in pixels, at least 32.
+        image_size: Typical height and width in pixels, at least 32.
         seed: Of everything.
 
     Returns:
         The two folders.
 
     Raises:
-        ValueError: If `side` is below 32 or a number of pictures below 1.
+        OptionError: If `image_size` is below 32 or a number of pictures below 1.
     """
-    if side < 32 or train < 1 or val < 1:
-        raise ValueError(f"shapes need a side of 32 pixels and one picture per split, got {side}, {train}, {val}")
+    if image_size < 32 or train < 1 or val < 1:
+        raise OptionError(f"shapes need 32 pixels and one picture per split, got {image_size}, {train} and {val}")
     root = Path(root)
     coco, ade = root / "coco", root / "ade20k"
     for split, number, name, offset in (("train", train, "training", 0), ("val", val, "validation", 1)):
         for folder in (coco / split, coco / "annotations", ade / "images" / name, ade / "annotations" / name):
             folder.mkdir(parents=True, exist_ok=True)
         content = _Content()
-        for i, (picture, shapes) in enumerate(pictures(number, side, seed=2 * seed + offset)):
+        for i, (picture, shapes) in enumerate(pictures(number, image_size, seed=2 * seed + offset)):
             file = f"{i:06d}.jpg"
             picture.save(coco / split / file, quality=92)
             picture.save(ade / "images" / name / file, quality=92)
@@ -80,21 +83,21 @@ def write_shapes(root: str | Path, *, train: int = 400, val: int = 100, side: in
     return [coco, ade]
 
 
-def pictures(number: int, side: int, *, seed: int) -> Iterator[tuple[Image.Image, list[Shape]]]:
-    """Pictures and what is in them; picture i depends on nothing but (seed, i, side)."""
+def pictures(number: int, image_size: int, *, seed: int) -> Iterator[tuple[Image.Image, list[Shape]]]:
+    """Pictures and what is in them; picture i depends on nothing but (seed, i, image_size)."""
     for i in range(number):
         rng = np.random.default_rng([seed, i])
-        width, height = (int(v) for v in rng.integers(round(0.8 * side), round(1.2 * side) + 1, 2))
-        yield _picture(rng, width, height, side)
+        width, height = (int(v) for v in rng.integers(round(0.8 * image_size), round(1.2 * image_size) + 1, 2))
+        yield _picture(rng, width, height, image_size)
 
 
-def _picture(rng: np.random.Generator, width: int, height: int, side: int) -> tuple[Image.Image, list[Shape]]:
+def _picture(rng: np.random.Generator, width: int, height: int, image_size: int) -> tuple[Image.Image, list[Shape]]:
     canvas = _background(rng, width, height)
     covered = np.zeros((height, width), bool)
     outlines: list[tuple[int, NDArray[np.float64], NDArray[np.bool_]]] = []
     for _ in range(int(rng.integers(1, 6))):
         label = int(rng.integers(len(CLASSES)))
-        radius = rng.uniform(0.09, 0.22) * side
+        radius = rng.uniform(0.09, 0.22) * image_size
         centre = rng.uniform((0.1 * width, 0.1 * height), (0.9 * width, 0.9 * height))
         outline = _outline(rng, CLASSES[label], centre, radius)
         mask = _filled([outline], width, height)
@@ -114,7 +117,7 @@ def _picture(rng: np.random.Generator, width: int, height: int, side: int) -> tu
             shapes.append(Shape(label, visible, outline if whole else None))
     if rng.random() < 0.1:
         taken = np.logical_or.reduce([s.mask for s in shapes], axis=0) if shapes else covered
-        crowd = _crowd(rng, width, height, side) & ~taken
+        crowd = _crowd(rng, width, height, image_size) & ~taken
         if crowd.sum() >= 20:
             canvas[crowd] = _distinct(rng, canvas[crowd].mean(axis=0))
             shapes.append(Shape(0, crowd, None, crowd=True))
@@ -127,8 +130,8 @@ def _background(rng: np.random.Generator, width: int, height: int) -> NDArray[np
     direction = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[0:height, 0:width]
     along = np.cos(direction) * x / width + np.sin(direction) * y / height
-    share = (along - along.min()) / max(float(np.ptp(along)), 1e-6)
-    return colours[0] + share[..., None] * (colours[1] - colours[0]) + rng.normal(0, 8, (height, width, 3))
+    weight = (along - along.min()) / max(float(np.ptp(along)), 1e-6)
+    return colours[0] + weight[..., None] * (colours[1] - colours[0]) + rng.normal(0, 8, (height, width, 3))
 
 
 def _outline(rng: np.random.Generator, name: str, centre: Any, radius: float) -> NDArray[np.float64]:
@@ -146,17 +149,17 @@ def _filled(outlines: Iterable[NDArray[np.float64]], width: int, height: int) ->
 
 
 def _distinct(rng: np.random.Generator, from_what: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A colour that can be told from another."""
+    """A colour that differs visibly from another."""
     while True:
         colour = rng.uniform(0, 255, 3)
         if np.abs(colour - from_what).max() > 70:
             return colour
 
 
-def _crowd(rng: np.random.Generator, width: int, height: int, side: int) -> NDArray[np.bool_]:
+def _crowd(rng: np.random.Generator, width: int, height: int, image_size: int) -> NDArray[np.bool_]:
     middle = rng.uniform((0.2 * width, 0.2 * height), (0.8 * width, 0.8 * height))
-    centres = middle + rng.normal(0, 0.07 * side, (12, 2))
-    return _filled([_outline(rng, "disc", centre, 0.02 * side) for centre in centres], width, height)
+    centres = middle + rng.normal(0, 0.07 * image_size, (12, 2))
+    return _filled([_outline(rng, "disc", centre, 0.02 * image_size) for centre in centres], width, height)
 
 
 def label_map(shapes: Iterable[Shape], size: tuple[int, int]) -> NDArray[np.uint8]:

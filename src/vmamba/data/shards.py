@@ -164,7 +164,7 @@ class ShardLoader(Generic[Batch]):
 
 
 class _Stream(IterableDataset[tuple[Any, list[str]]], Generic[Batch]):
-    """What one loader process reads. Batch number b comes from stream ``b mod workers`` of this training process."""
+    """The batches of one loader process; batch b comes from stream ``b mod workers`` of this training process."""
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ class SplitSummary:
         unit: What is counted: ``"images"``, ``"instances"`` or ``"pixels"``.
         left_out: Reason → number of files, images or instances that are not used.
         notes: Remarks, one line each.
-        unreadable: The error, one line, of each image that cannot be read, where all were tried.
+        unreadable: The error, one line, of each image or label map that cannot be used, of those that were tried.
     """
 
     split: str
@@ -48,7 +48,7 @@ class SplitSummary:
 
 @dataclass(frozen=True)
 class DataSummary:
-    """What a task finds at the start, before anything is trained. Plain data: `as_dict` is fit for JSON.
+    """Summary of all splits, made before anything is trained. Plain data: `as_dict` is fit for JSON.
 
     Attributes:
         task: Name of the task.
@@ -67,7 +67,7 @@ class DataSummary:
         return dataclasses.asdict(self)
 
     def remarks(self) -> list[str]:
-        """What was left out, which classes are missing, and the notes, one line each, for a person."""
+        """Left-out files, missing classes, notes and unreadable images, one line each, for a person."""
         lines = []
         for part in self.splits:
             reasons = [f"{count:,} {reason}" for reason, count in part.left_out.items() if count]
@@ -76,7 +76,7 @@ class DataSummary:
             lines += [f"{part.split}: no {part.unit} of {_listed(missing)}"] if missing else []
             lines += [f"{part.split}: {note}" for note in part.notes]
             if part.unreadable:
-                lines.append(f"{part.split}: {len(part.unreadable):,} images cannot be read:")
+                lines.append(f"{part.split}: {len(part.unreadable):,} files cannot be used:")
                 lines += [f"  {line}" for line in part.unreadable[:_SHOWN]]
                 lines += ["  …"] if len(part.unreadable) > _SHOWN else []
         return [printable(line) for line in (*lines, *self.notes)]

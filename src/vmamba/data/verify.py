@@ -17,7 +17,7 @@ R = TypeVar("R")
 
 
 def read_all(items: Iterable[T], total: int, read: Callable[[T], R], description: str) -> list[R]:
-    """What `read` gives for every item, in order, by as many threads as there are processors, with a progress bar.
+    """Results of `read` for every item, in order, by as many threads as there are processors, with a progress bar.
 
     Args:
         items: What to read.

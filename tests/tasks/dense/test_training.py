@@ -32,7 +32,7 @@ FORMAT = {"detection": "coco", "segmentation": "ade20k"}
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("shapes")
-    write_shapes(root, train=16, val=4, side=64)
+    write_shapes(root, train=16, val=4, image_size=64)
     return root
 
 

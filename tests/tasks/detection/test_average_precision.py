@@ -21,7 +21,7 @@ from vmamba.tasks.detection.average_precision import as_results, average_precisi
 
 
 def test_equal_to_pycocotools(tmp_path: Path) -> None:
-    write_shapes(tmp_path, train=1, val=40, side=64)
+    write_shapes(tmp_path, train=1, val=40, image_size=64)
     annotations = find_split(tmp_path / "coco", "val").annotations
     torch.manual_seed(0)
     results = []
@@ -58,7 +58,7 @@ def test_equal_to_pycocotools(tmp_path: Path) -> None:
 
 
 def test_nothing_found_is_zero(tmp_path: Path) -> None:
-    write_shapes(tmp_path, train=1, val=2, side=64)
+    write_shapes(tmp_path, train=1, val=2, image_size=64)
     truth = read_coco(find_split(tmp_path / "coco", "val").annotations)
     numbers = average_precision(truth, [], [image["id"] for image in truth.images])
     assert numbers["box_ap"] == numbers["mask_ap50"] == 0

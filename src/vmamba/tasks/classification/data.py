@@ -17,7 +17,7 @@ from vmamba.errors import DataError
 
 
 class ClassificationData:
-    """Where the images of each split are, and which classes there are. Nothing is read before it is asked for.
+    """The files of each split and the names of the classes. Nothing is read before it is asked for.
 
     Args:
         root: Folder, name or address of the data.
@@ -107,7 +107,7 @@ class ClassificationData:
         return hold_out(self.train.labels, self.holdout, self.seed)
 
     def summary(self, *, verify: bool = False) -> DataSummary:
-        """What there is of each class in each split.
+        """Images of each class in each split, and everything remarkable.
 
         Args:
             verify: Read every image, too. Shards are not read.
