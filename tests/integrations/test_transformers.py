@@ -296,6 +296,8 @@ def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The missing package is named where it is needed, as an ImportError with the extra that installs it."""
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.delitem(sys.modules, "vmamba.integrations.transformers")
-    with pytest.raises(MissingPackageError, match=r"transformers \(version 5 or newer\) is not installed.*vmamba\[transformers\]"):
+    with pytest.raises(
+        MissingPackageError, match=r"transformers \(version 5 or newer\) is not installed.*vmamba\[transformers\]"
+    ):
         importlib.import_module("vmamba.integrations.transformers")
     assert issubclass(MissingPackageError, ImportError)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
+import vmamba
 from support.toolboxes import BACKBONE, build, config, shrink
 from vmamba import VMambaConfig, create_model
 from vmamba.checkpoints.saving import save_weights
 from vmamba.data.shapes import CLASSES, write_shapes
-from vmamba.errors import CheckpointError
+from vmamba.errors import CheckpointError, OptionError
 from vmamba.integrations.openmmlab import VMamba
 from vmamba.tasks.detection.checkpoint import load_detector
 from vmamba.tasks.segmentation.checkpoint import load_segmenter
@@ -150,3 +153,113 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
         missing.init_weights()
     with pytest.raises(ValueError, match="do you mean 'vmamba_pico'"):
         VMamba("vmamba_pica")
+
+
+BACKBONES: dict[str, Any] = {
+    "VMamba": {"model": "vmamba_pico"},
+    "MM_VSSM": {
+        "dims": 8, "depths": [1, 1, 2, 1], "ssm_d_state": 1, "ssm_ratio": 1.0, "ssm_conv_bias": False,
+        "forward_type": "v05_noz", "downsample_version": "v3", "patchembed_version": "v2", "norm_layer": "ln2d",
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(params=list(BACKBONES))
+def build_backbone(request: pytest.FixtureRequest) -> Any:
+    """A function that builds the backbone from the registry, with further options."""
+    return lambda **options: MODELS.build({"type": request.param, **BACKBONES[request.param], **options})
+
+
+def classifier_of(backbone: Any) -> torch.nn.Module:
+    torch.manual_seed(3)
+    return vmamba.VMamba(dataclasses.replace(backbone.vmamba.config, num_classes=3))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_init_cfg_names_the_weights(build_backbone: Any, suffix: str, tmp_path: Path) -> None:
+    classifier = classifier_of(build_backbone())
+    path = tmp_path / f"classifier{suffix}"
+    if suffix == ".pth":
+        torch.save({"model": classifier.state_dict()}, path)
+    else:
+        save_weights(classifier, path)
+    backbone = build_backbone(init_cfg={"type": "Pretrained", "checkpoint": str(path)})
+    assert not torch.equal(backbone.vmamba.stem.conv1.weight, classifier.stem.conv1.weight)
+    backbone.init_weights()
+    assert backbone.is_init
+    ours = backbone.vmamba.state_dict()
+    for name, tensor in classifier.state_dict().items():
+        if name.startswith(("stem.", "stages.")):
+            assert torch.equal(ours[name], tensor), name
+
+
+def test_init_cfg_takes_a_part_of_a_checkpoint(build_backbone: Any, tmp_path: Path) -> None:
+    classifier = classifier_of(build_backbone())
+    both = {f"teacher.{name}": t + 1 for name, t in classifier.state_dict().items()}
+    both |= {f"student.{name}": t for name, t in classifier.state_dict().items()}
+    torch.save(both, tmp_path / "both.pth")
+    cfg = {"type": "Pretrained", "checkpoint": str(tmp_path / "both.pth"), "prefix": "student"}
+    backbone = build_backbone(init_cfg=cfg)
+    backbone.init_weights()
+    assert torch.equal(backbone.vmamba.stem.conv1.weight, classifier.stem.conv1.weight)
+
+
+def test_other_initialisers_of_mmengine(build_backbone: Any) -> None:
+    backbone = build_backbone(init_cfg=[{"type": "Constant", "layer": "LayerNorm", "val": 0.5}])
+    backbone.init_weights()
+    norms = [m for m in backbone.modules() if isinstance(m, torch.nn.LayerNorm)]
+    assert len(norms) > 8
+    assert all((m.weight == 0.5).all() for m in norms)
+
+
+@pytest.mark.parametrize("frozen", [-1, 0, 2, 3])
+def test_frozen_stages_are_not_trained(build_backbone: Any, frozen: int) -> None:
+    backbone = build_backbone(frozen_stages=frozen, drop_path_rate=0.5).train()
+    sum(m.square().sum() for m in backbone(torch.randn(2, 3, 64, 64))).backward()
+    fixed = {"vmamba.stem."} if frozen >= 0 else set()
+    fixed |= {f"vmamba.{part}.{i}." for i in range(frozen) for part in ("stages", "stage_norms")}
+    for name, parameter in backbone.named_parameters():
+        expected = not name.startswith(tuple(fixed)) if fixed else True
+        assert parameter.requires_grad == expected == (parameter.grad is not None), name
+    for name, module in backbone.named_modules():
+        if name.startswith("vmamba.") and not list(module.children()):
+            assert module.training != bool(fixed and f"{name}.".startswith(tuple(fixed))), name
+    assert not any(p.requires_grad for p in build_backbone(frozen_stages=4).parameters())
+    with pytest.raises(OptionError, match="frozen_stages must be from -1 to 4, got 5"):
+        build_backbone(frozen_stages=5)
+
+
+@pytest.mark.parametrize("frozen", [-1, 2])
+def test_with_cp_recomputes_blocks_to_the_same_gradients(build_backbone: Any, frozen: int) -> None:
+    images = torch.randn(2, 3, 64, 64)
+    gradients, calls = [], []
+    weights = build_backbone().state_dict()
+    for with_cp in (False, True):
+        backbone = build_backbone(with_cp=with_cp, frozen_stages=frozen, drop_path_rate=0.0).train()
+        backbone.load_state_dict(weights)
+        count = [0]
+        backbone.vmamba.stages[2].blocks[0].register_forward_pre_hook(lambda *_, c=count: c.__setitem__(0, c[0] + 1))
+        sum(m.square().sum() for m in backbone(images)).backward()
+        gradients.append({n: p.grad for n, p in backbone.named_parameters() if p.grad is not None})
+        calls.append(count[0])
+    assert calls == [1, 2]
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_what_is_left_of_a_swin_transformer(tmp_path: Path) -> None:
+    """The base files name weights of a Swin Transformer, which are no business of MM_VSSM."""
+    base = config("detection", tmp_path).model.backbone
+    assert "swin" in base.init_cfg.checkpoint
+    backbone = build("detection", config("detection", tmp_path)).backbone
+    assert not backbone.init_cfg
+    backbone.init_weights()
+    options = BACKBONES["MM_VSSM"]
+    weights = save_weights(classifier_of(MODELS.build({"type": "MM_VSSM", **options})), tmp_path / "c.safetensors")
+    named = {"init_cfg": {"type": "Pretrained", "checkpoint": "none.pth"}, "pretrained": str(weights)}
+    MODELS.build({"type": "MM_VSSM", **options, **named}).init_weights()  # as in the authors' files
+    with pytest.raises(OptionError, match="either pretrained or an init_cfg"):
+        MODELS.build({"type": "VMamba", **BACKBONES["VMamba"], **named})
+    with pytest.raises(CheckpointError, match=r"none\.pth: no such file"):
+        MODELS.build({"type": "MM_VSSM", **options, "init_cfg": named["init_cfg"]}).init_weights()
