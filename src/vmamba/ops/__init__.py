@@ -4,6 +4,7 @@ from vmamba.ops.backends import BACKENDS, decomposed, select, use_backend
 from vmamba.ops.convolution import convolution
 from vmamba.ops.depthwise_silu import depthwise_silu
 from vmamba.ops.pointwise import pointwise, pointwise_branch
+from vmamba.ops.scan_routes import scan_routes
 from vmamba.ops.selective_scan import selective_scan
 from vmamba.ops.ss2d_scan import ss2d_scan
 
@@ -14,6 +15,7 @@ __all__ = [
     "depthwise_silu",
     "pointwise",
     "pointwise_branch",
+    "scan_routes",
     "select",
     "selective_scan",
     "ss2d_scan",
