@@ -25,7 +25,7 @@ from vmamba.training.distributed import Processes
 from vmamba.training.interruption import StopRequests
 from vmamba.training.loop import Run, job_of, train
 from vmamba.training.optimizer import build_optimizer, build_schedule
-from vmamba.training.recipe import load_recipe
+from vmamba.training.recipe_files import load_recipe
 from vmamba.training.run_folder import RunFolder
 from vmamba.training.trainer import Trainer
 from vmamba.zoo import create_model

@@ -53,7 +53,7 @@ def finish(process: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize("distribution", ["ddp", "fsdp"])
 def test_two_processes(launch: Any, alone: Path, tmp_path: Path, distribution: str) -> None:
     """With two accumulated passes, which change nothing either."""
-    finish(launch(tmp_path / "run", *SAME, "accumulate=2", f"distribution={distribution}", torchrun=TWO))
+    finish(launch(tmp_path / "run", *SAME, "grad_accum_steps=2", f"distribution={distribution}", torchrun=TWO))
     assert_same_curves(tmp_path / "run", alone)
 
 

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from support.runs import STEPS, last_state, losses, read_rows, tensors
+from vmamba.checkpoints.info import Preprocessing, read_info
+from vmamba.checkpoints.saving import save_weights
 from vmamba.cli import main
 from vmamba.model.config import CHOICES
+from vmamba.tasks.classification.options import ClassificationOptions
+from vmamba.tasks.classification.task import Classification
+from vmamba.tasks.protocol import Job
+from vmamba.zoo import create_model
 
 Train = Callable[..., int]
 PLAIN = ("mixup=0", "cutmix=0", "label_smoothing=0", "auto_augment=null", "random_erasing=0", "crop_scale=[1, 1]")
@@ -55,7 +65,7 @@ def test_accumulation_and_checkpointing_change_nothing(train: Train, tmp_path: P
         "model_options={dims: [8, 16, 24, 32], depths: [1, 1, 1, 1]}",
     )
     assert train(tmp_path / "plain", *same) == 0
-    assert train(tmp_path / "split", *same, "accumulate=4") == 0
+    assert train(tmp_path / "split", *same, "grad_accum_steps=4") == 0
     assert train(tmp_path / "again", *same, "grad_checkpointing=true") == 0
     for other in ("split", "again"):
         assert losses(tmp_path / other) == pytest.approx(losses(tmp_path / "plain"), rel=1e-3)
@@ -98,7 +108,9 @@ def test_what_a_run_leaves(train: Train, images: Path, tmp_path: Path, capsys: p
     """The early answer, tables, curves, TensorBoard, and weights that predict and evaluate to the same accuracy."""
     output = tmp_path / "run"
     assert train(output, "--lr", "5e-3", "--set", "keep=1", "mixup=0", "cutmix=0") == 0
-    told = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr().out
+    assert re.search(r"red +│ +16 │ +4 ", printed)  # images of each class in each split
+    told = [line for line in printed.splitlines() if line.startswith("epoch")]
     assert told[0].startswith("epoch 1/3 · top1: weights ")
     assert "images/s" in told[0]
     assert "waiting for data" in told[0]
@@ -117,9 +129,34 @@ def test_what_a_run_leaves(train: Train, images: Path, tmp_path: Path, capsys: p
     best = max(float(row[name]) for row in rows for name in ("top1", "ema_top1"))
     weights = output / "weights" / "model.safetensors"
     assert (output / "weights" / "labels.txt").read_text().split() == ["blue", "green", "grey", "red"]
-    command = ["evaluate", "--data", images, "--checkpoint", weights, "--image-size", 32, "--output", tmp_path / "eval"]
+    info = read_info(weights)
+    assert info is not None
+    assert info.class_names == ("blue", "green", "grey", "red")
+    assert info.preprocessing == Preprocessing(image_size=32)
+    assert info.training["results"]["top1"] == pytest.approx(best)
+    assert (info.training["model"], info.training["epochs"], info.training["lr"]) == ("vmamba_pico", 3, 5e-3)
+    command = ["evaluate", "--data", images, "--checkpoint", weights, "--output", tmp_path / "eval"]
     assert main([str(a) for a in (*command, "--device", "cpu", "--workers", 0)]) == 0
     (found,) = read_rows(tmp_path / "eval" / "results.csv")
     assert float(found["top1"]) == pytest.approx(best)
     command = ["predict", images / "val", "--checkpoint", weights, "--labels", output / "weights" / "labels.txt"]
     assert main([str(a) for a in (*command, "--image-size", 32)]) == 0
+
+
+def test_weights_bring_their_preprocessing(images: Path, tmp_path: Path) -> None:
+    """Fine-tuned or continued, they see images as they are used to; the recipe has the last word on the size."""
+    model = create_model("vmamba_pico", num_classes=4)
+    usual = Preprocessing(64, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.2), interpolation="bilinear", crop_pct=0.95)
+    path = str(save_weights(model, tmp_path / "weights.safetensors", preprocessing=usual))
+
+    def preprocessing(**options: Any) -> Preprocessing:
+        task = Classification(Job(data=str(images), checkpoint=path), ClassificationOptions(**options))
+        task.setup()
+        (image,) = task.eval_transform()(Image.new("RGB", (90, 80), (102, 102, 102)))[None]
+        assert image.shape == (3, task.image_size, task.image_size)
+        assert image.mean((1, 2)).tolist() == pytest.approx([0, -1 / 3, -1], abs=1e-5)
+        return task.preprocessing
+
+    assert preprocessing(keep_head=True) == usual
+    assert preprocessing(keep_head=True, image_size=32) == dataclasses.replace(usual, image_size=32)
+    assert preprocessing() == dataclasses.replace(usual, interpolation="bicubic", crop_pct=0.875)

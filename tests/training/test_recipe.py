@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib import resources
 from pathlib import Path
 
@@ -13,11 +14,13 @@ import yaml
 import vmamba
 from support.golden import GOLDEN
 from vmamba.cli import main
+from vmamba.errors import OptionError
 from vmamba.tasks import TASKS, task_class
 from vmamba.training.distributed import Processes
 from vmamba.training.loop import job_of
 from vmamba.training.optimizer import build_optimizer, build_schedule
-from vmamba.training.recipe import Recipe, list_recipes, load_recipe, parse_overrides, recipe_from
+from vmamba.training.recipe import Recipe, differences
+from vmamba.training.recipe_files import list_recipes, load_recipe, parse_overrides, parse_yaml
 
 IMAGENET = [name for name in list_recipes() if name.startswith("imagenet/")]
 STEPS = 1281167 // 1024
@@ -57,7 +60,7 @@ def test_published_setting(name: str) -> None:
     assert (options.random_erasing, options.interpolation, options.image_size) == (0.25, "bicubic", 224)
 
     text = (Path(str(resources.files("vmamba.recipes"))) / f"{name}.yaml").read_text()
-    head = text.split("task:")[0]
+    head = text.split("base:")[0]
     for said in ("arXiv:2401.10166", f"top-1 {top1} %", "hours", "A100", "Not run here", f"--recipe {name}"):
         assert said in head
 
@@ -112,23 +115,84 @@ def test_print_config_can_be_run(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (recipe.data, recipe.lr, recipe.ema, recipe.strict) == ("2024-01-31", 1e-3, None, True)
     assert (recipe.options.hflip, recipe.options.crop_scale) == (0.0, (0.5, 1.0))
     assert recipe.to_yaml() == printed
-    assert set(yaml.safe_load(printed)) == set(Recipe.__dataclass_fields__)
+    assert set(yaml.safe_load(printed)) == set(Recipe.names())
+
+
+def test_recipes_are_those_of_the_first_release() -> None:
+    """Shared bases change no value."""
+    before = json.loads(Path(__file__).with_name("first_release.json").read_text())
+    assert set(list_recipes()) == before.keys()
+    for name, values in before.items():
+        values["grad_accum_steps"] = values.pop("accumulate")
+        now = load_recipe(name).as_dict()
+        if values["task"] == "segmentation":
+            assert now["options"].pop("label_values") is None  # added since
+        assert now == values, name
+
+
+def test_bases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One's own recipe on one of the package, and on a file beside it; options are merged one by one."""
+    (tmp_path / "mine.yaml").write_text("base: imagenet/vmamba_tiny_s1l8\nlr: 1e-3\noptions: {mixup: 0}")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "other.yaml").write_text("base: ../mine.yaml\nepochs: 30\nmodel_options: {scan: cascade}")
+    published, mine = load_recipe("imagenet/vmamba_tiny_s1l8"), load_recipe(str(tmp_path / "mine.yaml"))
+    assert mine == published.replace(lr=1e-3, options=published.options.replace(mixup=0.0))
+    other = load_recipe(str(tmp_path / "sub" / "other.yaml"), {"cutmix": 0.5})
+    assert other == mine.replace(epochs=30, model_options={"scan": "cascade"}, options=mine.options.replace(cutmix=0.5))
+
+    (tmp_path / "circle.yaml").write_text("base: mine.yaml")
+    (tmp_path / "mine.yaml").write_text("base: circle.yaml")
+    for name, said in (
+        ("circle.yaml", "base 'circle.yaml' is based on this recipe itself"),
+        ("sub/other.yaml", "is based on this recipe itself"),
+    ):
+        with pytest.raises(OptionError, match=said):
+            load_recipe(str(tmp_path / name))
+    (tmp_path / "mine.yaml").write_text("base: imagenet/vmamba_tini_s1l8")
+    with pytest.raises(OptionError, match=r"mine.yaml: base: unknown recipe .* do you mean 'imagenet/vmamba_tiny_s"):
+        load_recipe(str(tmp_path / "mine.yaml"))
+    (tmp_path / "mine.yaml").write_text("base: [1]")
+    with pytest.raises(OptionError, match="base must be the name or path of a recipe, got"):
+        load_recipe(str(tmp_path / "mine.yaml"))
+
+
+def test_name_of_the_first_release(tmp_path: Path) -> None:
+    (tmp_path / "old.yaml").write_text("accumulate: 4")
+    with pytest.warns(FutureWarning, match="'accumulate' is now 'grad_accum_steps'"):
+        assert load_recipe(str(tmp_path / "old.yaml")).grad_accum_steps == 4
+    with pytest.warns(FutureWarning, match="grad_accum_steps"):
+        assert load_recipe("scratch", {"accumulate": 2}).grad_accum_steps == 2
+
+
+def test_differences() -> None:
+    recipe = load_recipe("scratch", {"data": "here"})
+    saved = {**recipe.as_dict(), "accumulate": 2, "lr": 0.5, "data": "there"}
+    del saved["grad_accum_steps"], saved["options"]["keep_head"]  # of a release that did not have them
+    saved["options"]["mixup"] = 0.3
+    assert differences(saved, recipe) == {"lr": (0.5, 0.003), "options.mixup": (0.3, 0.0)}
+
+
+def test_paths_with_any_bytes(tmp_path: Path) -> None:
+    """A folder whose name is not UTF-8 survives the way through YAML."""
+    recipe = Recipe(data=os.fsdecode(b"caf\xe9 \xf0\x9f\x90\x88"), checkpoint=Path("a b.pth"))  # type: ignore[arg-type]
+    assert recipe.checkpoint == "a b.pth"
+    assert Recipe.of(parse_yaml(recipe.to_yaml())) == recipe
 
 
 def test_no_option_of_a_task_hides_a_field() -> None:
     for name in TASKS:
-        assert not set(task_class(name).Options.__dataclass_fields__) & set(Recipe.__dataclass_fields__)
+        assert not set(task_class(name).Options.names()) & set(Recipe.names())
 
 
 @pytest.mark.parametrize("name", list_recipes())
 def test_recipes_are_valid(name: str) -> None:
     recipe = load_recipe(name)
-    assert recipe_from(recipe.as_dict()) == recipe
+    assert Recipe.of(recipe.as_dict()) == recipe
     job = job_of(load_recipe(name, {"data": "somewhere"}), Processes(torch.device("cpu"), rank=1, size=2))
     assert job.batch_size * 2 == recipe.batch_size
 
 
 def test_overrides_are_yaml() -> None:
-    assert parse_overrides(["a=1", "b=x=y", "c-d=[1, 2]", "e=null", "f="]) == {
-        "a": 1, "b": "x=y", "c_d": [1, 2], "e": None, "f": None,
+    assert parse_overrides(["a=1", "b=x=y", "c-d=[1, 2]", "e=null", "f=", "g=1e-3", "h=2024-01-31", "i=-2E+5"]) == {
+        "a": 1, "b": "x=y", "c_d": [1, 2], "e": None, "f": None, "g": 1e-3, "h": "2024-01-31", "i": -2e5,
     }  # fmt: skip

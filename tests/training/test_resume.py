@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from support.runs import STEPS, assert_identical, last_state, losses, read_rows, wait_for_step
 from vmamba.cli.train import INTERRUPTED
@@ -62,6 +63,29 @@ def test_terminated(train: Train, launch: Any, uninterrupted: Path, tmp_path: Pa
     assert step >= 4
     assert train(tmp_path / "run", "--resume", "auto") == 0
     same(tmp_path / "run", uninterrupted)
+
+
+def test_prolonged(train: Train, uninterrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A finished run goes on where it was, on the schedule of the longer run; a shorter one is refused."""
+    output = tmp_path / "run"
+    assert train(output, "--epochs", 2) == 0
+    assert train(output, "--epochs", 1, "--set", "warmup_epochs=0", "--resume", "auto") == 2
+    assert "belongs to another recipe (epochs: 2 there, 1 now; warmup_epochs: 1.0 there, 0.0 now)" in (
+        capsys.readouterr().err
+    )
+    assert train(output) == 2
+    assert "prolong it with more --epochs and --resume auto" in capsys.readouterr().err
+    weights = last_state(output)["model"]
+    assert train(output, "--resume", "auto") == 0
+    said = "prolonged from 2 to 3 epochs; from here on the learning rate follows the longer schedule"
+    assert said in capsys.readouterr().out
+    rows, others = read_rows(output / "steps.csv"), read_rows(uninterrupted / "steps.csv")
+    assert [row["step"] for row in rows] == [row["step"] for row in others]
+    assert [row["lr"] for row in rows[2 * STEPS :]] == [row["lr"] for row in others[2 * STEPS :]]
+    assert rows[2 * STEPS - 1]["lr"] != others[2 * STEPS - 1]["lr"]
+    assert any(not torch.equal(weights[name], tensor) for name, tensor in last_state(output)["model"].items())
+    assert "epochs: 3" in (output / "recipe.yaml").read_text()
+    assert train(output, "--resume", "auto") == 0  # finished: nothing to do
 
 
 def test_two_runs_in_one_folder(

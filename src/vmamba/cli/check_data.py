@@ -11,7 +11,8 @@ from vmamba.data.annotations import AnnotationError
 from vmamba.tasks import TASKS, task_class
 from vmamba.tasks.protocol import Job
 from vmamba.terminal import console, printable
-from vmamba.training.recipe import load_recipe, parse_overrides, recipe_from
+from vmamba.training.recipe import Recipe, override
+from vmamba.training.recipe_files import load_recipe, parse_overrides
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
@@ -33,10 +34,12 @@ def run(options: argparse.Namespace) -> int:
     overrides = {"data": options.data, "strict": options.strict, **parse_overrides(options.set)}
     if options.task or not options.recipe:
         overrides["task"] = options.task or guess_task(Path(options.data))
-    recipe = load_recipe(options.recipe, overrides) if options.recipe else recipe_from({}, overrides)
-    job = Job(options.data, None, batch_size=recipe.batch_size, seed=recipe.seed, strict=recipe.strict)
+    recipe = load_recipe(options.recipe, overrides) if options.recipe else Recipe.of(override({}, overrides))
+    job = Job(data=options.data, batch_size=recipe.batch_size, seed=recipe.seed, strict=recipe.strict)
+    task = task_class(recipe.task)(job, recipe.options)
     try:
-        summary = task_class(recipe.task)(job, recipe.options).summary(verify=options.verify)
+        task.setup()
+        summary = task.summary(verify=options.verify)
     except AnnotationError as error:
         for fault in error.faults if len(error.faults) > 1 else ():
             print(printable(fault))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +10,19 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from vmamba.checkpoints.info import read_info
 from vmamba.cli.arguments import device, positive
+from vmamba.errors import OptionError
+from vmamba.tables import write_csv
 from vmamba.tasks import task_class
 from vmamba.training.curves import draw_sizes
 from vmamba.training.distributed import Processes, init_distributed
 from vmamba.training.evaluation import evaluate
+from vmamba.training.log import say
 from vmamba.training.loop import job_of
 from vmamba.training.optimizer import autocast_dtype
-from vmamba.training.recipe import FINETUNE, Recipe, load_recipe, parse_overrides
+from vmamba.training.recipe import Recipe
+from vmamba.training.recipe_files import FINETUNE, load_recipe, parse_overrides
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
@@ -27,7 +30,9 @@ if TYPE_CHECKING:
 
 def add_to(commands: Commands) -> None:
     parser = commands.add_parser("evaluate", help="measure a model on a validation split")
-    parser.add_argument("--recipe", default=FINETUNE, metavar="NAME", help="whose task and options to evaluate with")
+    parser.add_argument(
+        "--recipe", metavar="NAME", help="whose task and options to evaluate with; default: what the checkpoint says"
+    )
     parser.add_argument("--data", required=True, metavar="FOLDER", help="with val/, or class folders themselves")
     parser.add_argument("--model", metavar="NAME", help="default: what the checkpoint says or looks like")
     source = parser.add_mutually_exclusive_group(required=True)
@@ -45,42 +50,48 @@ def add_to(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    names = ("data", "model", "checkpoint", "pretrained", "batch_size", "workers", "strict")
-    given = {name: getattr(options, name) for name in names}
-    recipe = load_recipe(
-        options.recipe, {**given, "model_options": {}, "accumulate": 1, **parse_overrides(options.set)}
-    )
     if options.pretrained and options.model is None:
-        raise ValueError("--pretrained needs --model NAME; 'vmamba models' lists them")
-    recipe = dataclasses.replace(recipe, weights="model_ema" if options.ema else recipe.weights)
-    recipe = _with_option(recipe, "keep_head", True)
+        raise OptionError("--pretrained needs --model NAME; 'vmamba models' lists them")
+    recipe = _recipe(options)
     sizes = options.image_size or [None]
     with init_distributed(device(options.device)) as processes:
         rows: list[dict[str, float]] = []
         model: nn.Module | None = None
         for size in sizes:
             output = options.output / str(size) if len(sizes) > 1 else options.output
-            model, row = _evaluate(_with_option(recipe, "image_size", size), model, processes, output)
+            sized = recipe if size is None else _with_option(recipe, "image_size", size)
+            model, row = _evaluate(sized, model, processes, output)
             rows.append({"image_size": size, **row} if size else row)
         if processes.first:
             _show(rows)
-            _write(rows, options.output / "results.csv")
+            write_csv(options.output / "results.csv", rows)
             if len(rows) > 1:
                 metric = task_class(recipe.task).metric.name
                 draw_sizes(rows, metric, options.output / "sizes.png")
-            print(f"wrote {options.output}")
+            say(f"wrote {options.output}")
     return 0
 
 
+def _recipe(options: argparse.Namespace) -> Recipe:
+    """What is asked for, over what the description beside the weights says, over the recipe."""
+    values: dict[str, Any] = {"model_options": {}, "grad_accum_steps": 1}
+    info = None if options.recipe or options.pretrained else read_info(options.checkpoint)
+    if info is not None:
+        values["task"] = info.task
+        for name in ("image_size", "max_size"):
+            value = getattr(info.preprocessing, name, None)
+            if value is not None and name in task_class(info.task).Options.names():
+                values[name] = value
+    for name in ("data", "model", "checkpoint", "pretrained", "batch_size", "workers", "strict"):
+        values[name] = getattr(options, name)
+    values |= {"weights": "model_ema"} if options.ema else {}
+    recipe = load_recipe(options.recipe or FINETUNE, {**values, **parse_overrides(options.set)})
+    return _with_option(recipe, "keep_head", True)
+
+
 def _with_option(recipe: Recipe, name: str, value: Any) -> Recipe:
-    """The recipe with an option of its task set, where the task has it."""
-    if value is None:
-        return recipe
-    if not hasattr(recipe.options, name):
-        if name == "image_size":
-            raise ValueError(f"--image-size: {recipe.task} has no image_size; see the recipe's options")
-        return recipe
-    return dataclasses.replace(recipe, options=dataclasses.replace(recipe.options, **{name: value}))
+    """The recipe with an option of its task set."""
+    return recipe.replace(options=recipe.options.replace(**{name: value}))
 
 
 def _evaluate(
@@ -88,14 +99,17 @@ def _evaluate(
 ) -> tuple[nn.Module, dict[str, float]]:
     """Evaluate; the model is built the first time."""
     task = task_class(recipe.task)(job_of(recipe, processes), recipe.options)
+    task.setup(training=False)
     loader = task.val_loader()
     model = model if model is not None else task.build_model().to(processes.device)
     dtype = autocast_dtype(recipe.precision, processes.device)
     results = evaluate(task, model, loader, processes, dtype=dtype, output=output, description="evaluating")
     skipped = [line for lines in processes.gather(loader.skipped) for line in lines]
     if skipped and processes.first:
-        (output / "skipped.txt").write_text("\n".join(skipped) + "\n", encoding="utf-8")
-        print(f"vmamba: {len(skipped)} images could not be read and were left out; see {output / 'skipped.txt'}")
+        path = output / "skipped.txt"
+        with path.open("w", encoding="utf-8", errors="surrogateescape") as file:
+            file.writelines(f"{line}\n" for line in skipped)
+        say(f"vmamba: {len(skipped)} images could not be read and were left out; see {path}")
     return model, results
 
 
@@ -112,11 +126,3 @@ def _show(rows: list[dict[str, float]]) -> None:
         for values in shown:
             table.add_row(*values)
     Console().print(table)
-
-
-def _write(rows: list[dict[str, float]], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)

@@ -13,7 +13,7 @@ from vmamba.training.interruption import Interrupted, StopRequests
 from vmamba.training.log import say
 from vmamba.training.loop import train
 from vmamba.training.nonfinite import Diverged
-from vmamba.training.recipe import FINETUNE, SCRATCH, list_recipes, load_recipe, parse_overrides
+from vmamba.training.recipe_files import FINETUNE, SCRATCH, list_recipes, load_recipe, parse_overrides
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands

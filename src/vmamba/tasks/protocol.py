@@ -9,15 +9,19 @@ on (seed, epoch, its number in the epoch), and before each step the engine seeds
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Protocol, TypeVar
 
 import torch
+from pydantic import Field, JsonValue
 from torch import Tensor, nn
 
 from vmamba.checkpoints.reading import Weights
 from vmamba.data.summary import DataSummary
+from vmamba.errors import OptionError
+from vmamba.model.config import VMambaConfig
+from vmamba.settings import Settings, Text
 
 B = TypeVar("B", bound="Batch")
 
@@ -72,37 +76,52 @@ class Metric:
     larger_is_better: bool = True
 
 
-@dataclass(frozen=True)
-class Job:
-    """What a task is asked to do, by one process of a run.
+class TaskRecipe(Settings):
+    """The part of a recipe that a task reads; `vmamba.training.recipe.Recipe` adds how to train.
+
+    Attributes:
+        task: What is learnt, see `vmamba.tasks.TASKS`.
+        model: Name of the backbone, see ``vmamba models``; None for what the checkpoint is.
+        model_options: Overrides of its configuration: ``{drop_path_rate: 0.2}``.
+        checkpoint: Weights to start from.
+        weights: Which of the checkpoint's weights: ``"model"``, ``"model_ema"``, or ``"auto"``.
+        pretrained: Start from the authors' ImageNet-1K weights of the model instead.
+        workers: Loader processes per training process; 0 to read in the process itself.
+        seed: Of everything random.
+        strict: Stop at an unreadable image instead of leaving it out.
+    """
+
+    task: str = "classification"
+    model: str | None = None
+    model_options: dict[str, JsonValue] = Field(default_factory=dict)
+    checkpoint: Text | None = None
+    weights: Weights = "auto"
+    pretrained: bool = False
+    workers: Annotated[int, Field(ge=0, le=1024)] = 2
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    strict: bool = False
+
+
+class Job(TaskRecipe):
+    """What one process of a run asks its task to do.
 
     Attributes:
         data: Where the data lie; what it may be is the task's business.
-        model: Name of the backbone, see `vmamba.list_models`; None for what the checkpoint is.
-        model_options: Overrides of its configuration: ``{"drop_path_rate": 0.2}``.
-        checkpoint: Weights to start from, or None.
-        weights: Which of the checkpoint's weights, see `vmamba.checkpoints.loading.read_checkpoint`.
-        pretrained: Start from the authors' ImageNet-1K weights of `model` instead.
         batch_size: Images per batch of this process.
-        workers: Loader processes of this process; 0 to read in the process itself.
-        seed: Of everything random.
-        strict: Stop at an unreadable image instead of leaving it out.
         rank: Number of this process.
         world_size: Processes in the run.
     """
 
-    data: str
-    model: str | None
-    model_options: Mapping[str, Any] = field(default_factory=dict)
-    checkpoint: Path | None = None
-    weights: Weights = "auto"
-    pretrained: bool = False
+    data: Text
     batch_size: int = 1
-    workers: int = 0
-    seed: int = 0
-    strict: bool = False
     rank: int = 0
     world_size: int = 1
+
+    @property
+    def loader_options(self) -> dict[str, Any]:
+        """What every loader is told."""
+        names = ("batch_size", "seed", "rank", "world_size", "workers", "strict")
+        return {name: getattr(self, name) for name in names}
 
 
 class Task(Protocol):
@@ -111,19 +130,29 @@ class Task(Protocol):
     Attributes:
         name: As recipes write it.
         metric: The headline.
-        options: What the task was constructed with; values left to it ("None: as the images are") are filled in by
-            `train_loader`, and land in the run's ``recipe.yaml``.
-        Options: A frozen dataclass of what only this task knows (augmentation, image size …), all fields with
-            defaults; the section ``options`` of a recipe. Its ``__post_init__`` raises a one-line ValueError for
-            impossible values. No name may be that of a field of the recipe.
+        options: Those that it was constructed with, completed by `setup`.
+        Options: Settings that only this task knows (augmentation, image size …), all with defaults; the section
+            ``options`` of a recipe. No name may be that of a field of the recipe.
     """
 
     name: ClassVar[str]
     metric: ClassVar[Metric]
-    Options: ClassVar[type[Any]]
+    Options: ClassVar[type[Settings]]
     options: Any
 
     def __init__(self, job: Job, options: Any) -> None: ...
+
+    def setup(self, *, training: bool = True) -> None:
+        """Look for the data, and complete the options that depend on them or on the checkpoint; called once, first.
+
+        Args:
+            training: Look for training data, too; without, for evaluation alone.
+
+        Raises:
+            DataError: If there are no such data.
+            OptionError: If the job's and the task's options do not go together.
+        """
+        ...
 
     def summary(self, *, verify: bool = False) -> DataSummary:
         """Look at the data before the first step: names, annotations and labels of every split.
@@ -175,6 +204,25 @@ class Task(Protocol):
         """
         ...
 
-    def export(self, model: nn.Module, folder: Path) -> list[Path]:
-        """Write the weights, and what else is needed to use them, as the commands read them; the files written."""
+    def export(self, model: nn.Module, folder: Path, training: Mapping[str, Any]) -> list[Path]:
+        """Write the weights and all that is needed to use them, as the commands read them; the files written.
+
+        Args:
+            model: One of `build_model`, whole.
+            folder: Where to.
+            training: Summary of the run, to be written beside the weights.
+        """
         ...
+
+
+def require_rgb(config: VMambaConfig) -> None:
+    """Refuse a backbone for other images than those that data sets give.
+
+    Raises:
+        OptionError: If it does not take three channels.
+    """
+    if config.in_chans != 3:
+        raise OptionError(
+            f"the model takes images of {config.in_chans} channels, but images are read as RGB, grey ones too: "
+            "set in_chans=3 in model_options"
+        )

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from vmamba.data.summary import DataSummary
 from vmamba.progress import progress_bar
-from vmamba.terminal import printable
+from vmamba.terminal import console, printable
 from vmamba.training.curves import draw_curves
 from vmamba.training.tables import Table
 from vmamba.training.trainer import Trainer
@@ -158,6 +159,12 @@ def say(text: str) -> None:
             print(line, flush=True)
         except UnicodeEncodeError:
             print(line.encode("ascii", "backslashreplace").decode(), flush=True)
+
+
+def show(summary: DataSummary) -> None:
+    """Print what a data set holds."""
+    with suppress(OSError, UnicodeEncodeError):
+        console().print(summary.render())
 
 
 def memory_gb(device: torch.device) -> float:

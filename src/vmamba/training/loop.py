@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from vmamba.errors import DataError, OptionError, TrainingError
 from vmamba.files import atomic_write
 from vmamba.tasks import task_class
-from vmamba.tasks.protocol import Job, Metric
+from vmamba.tasks.protocol import Job, Metric, Task, TaskRecipe
 from vmamba.training.distributed import Processes, restarted
 from vmamba.training.evaluation import autocast, evaluate
 from vmamba.training.interruption import Interrupted, StopRequests
-from vmamba.training.log import RunLog, SilentLog, say
+from vmamba.training.log import RunLog, SilentLog, say, show
 from vmamba.training.nonfinite import Diverged, report
 from vmamba.training.recipe import Recipe
 from vmamba.training.run_folder import RunFolder
@@ -39,7 +40,13 @@ class Result:
 
 
 def train(
-    recipe: Recipe, output: Path, processes: Processes, *, resume: str | None = None, stop: StopRequests | None = None
+    recipe: Recipe,
+    output: Path,
+    processes: Processes,
+    *,
+    resume: str | None = None,
+    stop: StopRequests | None = None,
+    task: Task | None = None,
 ) -> Result:
     """Train as a recipe says, to the end; every process of the run calls this.
 
@@ -49,6 +56,7 @@ def train(
         processes: Who takes part.
         resume: ``"auto"`` to continue from the newest checkpoint in `output` where there is one, or a checkpoint.
         stop: Signals that may end the run early.
+        task: What is learnt instead of the recipe's task.
 
     Raises:
         VMambaError: For whatever is wrong with recipe, data or checkpoint, or a folder that is in use or holds a run
@@ -59,20 +67,22 @@ def train(
     stop = stop or StopRequests()
     folder = RunFolder(output, recipe.keep, patience=30 if restarted() else 0)
     processes.on_first(lambda: folder.check(resume))
-    task = task_class(recipe.task)(job_of(recipe, processes), recipe.options)
-    trainer = Trainer(task, recipe, processes)
-    recipe = trainer.recipe = replace(recipe, options=task.options)
+    task = task or task_class(recipe.task)(job_of(recipe, processes), recipe.options)
+    task.setup()
+    processes.on_first(lambda: show(task.summary()))
+    trainer = Trainer(task, recipe.replace(options=task.options), processes)
     with ExitStack() as held:
         content: dict[str, Any] = {}
 
         def enter() -> Position | None:
             held.enter_context(folder.locked())
-            checkpoint = folder.read(resume, recipe, say)
-            if checkpoint is not None:
-                content.update(checkpoint)  # large: it stays in this process
+            checkpoint = folder.read(resume, trainer.recipe, say)
             with atomic_write(output / "recipe.yaml") as file:
-                file.write(recipe.to_yaml().encode())
-            return Position(**checkpoint["position"]) if checkpoint else None
+                file.write(trainer.recipe.to_yaml().encode(errors="surrogateescape"))
+            if checkpoint is None:
+                return None
+            content.update(checkpoint)  # large: it stays in this process
+            return Position(**checkpoint["position"])
 
         position = processes.on_first(enter)
         if position is not None:
@@ -89,26 +99,15 @@ def job_of(recipe: Recipe, processes: Processes) -> Job:
     """
     if recipe.data is None:
         raise OptionError("which data? give --data FOLDER with train/ and val/ in it")
-    parts = processes.size * recipe.accumulate
+    parts = processes.size * recipe.grad_accum_steps
     if recipe.batch_size % parts:
         raise OptionError(
             f"batch_size ({recipe.batch_size}) cannot be divided among {processes.size} processes × "
-            f"{recipe.accumulate} accumulated passes"
+            f"{recipe.grad_accum_steps} accumulated passes"
         )
-    return Job(
-        data=recipe.data,
-        model=recipe.model,
-        model_options=recipe.model_options,
-        checkpoint=Path(recipe.checkpoint) if recipe.checkpoint else None,
-        weights=recipe.weights,
-        pretrained=recipe.pretrained,
-        batch_size=recipe.batch_size // parts,
-        workers=recipe.workers,
-        seed=recipe.seed,
-        strict=recipe.strict,
-        rank=processes.rank,
-        world_size=processes.size,
-    )
+    fields = {name: getattr(recipe, name) for name in TaskRecipe.names()}
+    size = recipe.batch_size // parts
+    return Job(data=recipe.data, batch_size=size, rank=processes.rank, world_size=processes.size, **fields)
 
 
 class Run:
@@ -193,10 +192,18 @@ class Run:
             if _better(results[metric.name], position.best, metric):
                 position.best, improved = results[metric.name], True
                 if processes.first:
-                    self.files = task.export(model, self.folder.path / "weights")
+                    summary = self._summary(name, results)
+                    self.files = task.export(model, self.folder.path / "weights", summary)
         position.to_validate = False
         self.log.validation(row)
         processes.on_first(lambda: self.folder.checkpoints.mark_validated(position, improved))
+
+    def _summary(self, weights: str, results: Mapping[str, float]) -> dict[str, Any]:
+        """What is written beside weights about the run that they come from."""
+        recipe, position = self.trainer.recipe, self.trainer.position
+        names = ("data", "model", "checkpoint", "pretrained", "epochs", "batch_size", "optimizer", "lr", "seed")
+        values = {name: getattr(recipe, name) for name in names}
+        return {**values, "epoch": position.epoch, "step": position.step, "weights": weights, "results": dict(results)}
 
     def _save(self) -> Path:
         trainer = self.trainer

@@ -86,13 +86,24 @@ class RunFolder:
             path = Path(resume)
             content = Checkpoints(path.parent).read(path)
         different = differences(content["recipe"], recipe)
+        before, after = different.get("epochs", (0, 0))
+        if after > before:
+            say(
+                f"prolonged from {before} to {after} epochs; from here on the learning rate follows the longer schedule"
+            )
+            del different["epochs"]
         if different:
+            listed = "; ".join(f"{name}: {old} there, {new} now" for name, (old, new) in list(different.items())[:2])
             more = f", and {len(different) - 2} more" if len(different) > 2 else ""
-            raise CheckpointError(f"{path}: belongs to another recipe ({'; '.join(different[:2])}{more})")
+            raise CheckpointError(
+                f"{path}: belongs to another recipe ({listed}{more}); continue it with its own values, or begin "
+                "another run in another --output"
+            )
         return content
 
     def _refuse_other_run(self, resume: str | None) -> None:
         if resume is None and self.checkpoints.steps():
             raise OptionError(
-                f"{self.path} holds a run already; continue it with --resume auto, or name another --output"
+                f"{self.path} holds a run already; continue it with --resume auto, prolong it with more --epochs and "
+                "--resume auto, or name another --output"
             )

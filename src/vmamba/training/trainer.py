@@ -68,7 +68,7 @@ class Trainer:
         self.position = Position()
         self.train_loader: Loader = task.train_loader()
         self.val_loader: Loader = task.val_loader()
-        self.steps_per_epoch = len(self.train_loader) // recipe.accumulate
+        self.steps_per_epoch = len(self.train_loader) // recipe.grad_accum_steps
         if not self.steps_per_epoch:
             raise DataError(f"the training images are fewer than one batch of {recipe.batch_size}; use a smaller one")
         seed_all(recipe.seed)
@@ -109,7 +109,7 @@ class Trainer:
 
     def epoch(self) -> Iterator[list[Batch]]:
         """What is left of the epoch: the batches of each step, on their device."""
-        passes = self.recipe.accumulate
+        passes = self.recipe.grad_accum_steps
         batches = self.train_loader.batches(self.position.epoch, self.position.step_in_epoch * passes)
         for _ in range(self.position.step_in_epoch, self.steps_per_epoch):
             yield [next(batches).to(self.processes.device) for _ in range(passes)]

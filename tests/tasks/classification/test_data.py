@@ -23,7 +23,7 @@ def write(root: Path, **numbers: int) -> None:
 
 
 def task(root: Path, **options: object) -> Classification:
-    return Classification(Job(str(root), "vmamba_pico"), ClassificationOptions(**options))  # type: ignore[arg-type]
+    return Classification(Job(data=str(root), model="vmamba_pico"), ClassificationOptions(**options))  # type: ignore[arg-type]
 
 
 def test_counts_and_remarks(tmp_path: Path) -> None:
@@ -72,8 +72,13 @@ def test_what_cannot_be_trained_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("side", "size"), [(8, 32), (33, 64), (500, 224)])
 def test_image_size_follows_the_images(tmp_path: Path, side: int, size: int) -> None:
-    (tmp_path / "train" / "a").mkdir(parents=True)
-    Image.new("RGB", (side, side)).save(tmp_path / "train" / "a" / "0.png")
-    assert task(tmp_path).image_size == size
-    pretrained = Classification(Job(str(tmp_path), "vmamba_tiny_s1l8", pretrained=True), ClassificationOptions())
+    for name in "ab":
+        (tmp_path / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (side, side)).save(tmp_path / "train" / name / "0.png")
+    scratch = task(tmp_path)
+    scratch.setup()
+    assert scratch.image_size == scratch.options.image_size == scratch.preprocessing.image_size == size
+    job = Job(data=str(tmp_path), model="vmamba_tiny_s1l8", pretrained=True)
+    pretrained = Classification(job, ClassificationOptions())
+    pretrained.setup()
     assert pretrained.image_size == 224

@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -102,7 +103,7 @@ def test_evaluate_and_look(shapes: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert run("segment", images, broken, "--checkpoint", segmenter, "--full-size", "--window", 48, "--output",
                tmp_path / "parts") == 1  # fmt: skip
     captured = capsys.readouterr()
-    assert "vmamba: skipped: cannot read the image" in captured.err
+    assert "vmamba: failed: cannot read the image" in captured.err
     for path in images.glob("*.jpg"):
         with Image.open(path) as image, Image.open(tmp_path / "parts" / f"{path.stem}_labels.png") as labels:
             assert image.size == labels.size
@@ -119,25 +120,41 @@ def test_starting_from_weights(shapes: Path, tmp_path: Path) -> None:
     classifier = create_model("vmamba_pico", num_classes=3)
     path = save_weights(classifier, tmp_path / "classifier.safetensors")
     stem = classifier.state_dict()["stem.conv1.weight"]
-    job = Job(str(shapes / "coco"), None, {"drop_path_rate": 0.1}, path, batch_size=2)
-    options = DetectionOptions(channels=16, box_channels=32, mask_channels=16)
-    task = Detection(job, options)
+    small = DetectionOptions(channels=16, box_channels=32, mask_channels=16)
+
+    def detection(options: DetectionOptions, **job: Any) -> Any:
+        task = Detection(Job(data=str(shapes / "coco"), batch_size=2, **job), options)
+        task.setup()
+        return task
+
+    task = detection(small, checkpoint=str(path), model_options={"drop_path_rate": 0.1})
     detector = task.build_model()
     assert torch.equal(detector.state_dict()["backbone.stem.conv1.weight"], stem)
     assert detector.config.backbone.drop_path_rate == 0.1
-    (saved, _) = task.export(detector, tmp_path)
-    fresh = Detection(Job(str(shapes / "coco"), None, checkpoint=saved), options).build_model()
+    saved, _ = task.export(detector, tmp_path, {"epochs": 1})
+    fresh = detection(small, checkpoint=str(saved)).build_model()
     assert not torch.equal(fresh.class_score.weight, detector.class_score.weight)
     assert torch.equal(fresh.box_head.fc6.weight, detector.box_head.fc6.weight)
-    same = Detection(Job(str(shapes / "coco"), None, checkpoint=saved), DetectionOptions(keep_head=True)).build_model()
+    same = detection(DetectionOptions(keep_head=True), checkpoint=str(saved)).build_model()
     assert torch.equal(same.class_score.weight, detector.class_score.weight)
 
-    job = Job(str(shapes / "ade20k"), "vmamba_pico", {}, path, batch_size=2)
-    segmenter = Segmentation(job, SegmentationOptions(channels=16, auxiliary_channels=8)).build_model()
-    assert torch.equal(segmenter.state_dict()["backbone.vmamba.stem.conv1.weight"], stem)
+    job = Job(data=str(shapes / "ade20k"), model="vmamba_pico", checkpoint=str(path), batch_size=2)
+    segmentation = Segmentation(job, SegmentationOptions(channels=16, auxiliary_channels=8))
+    segmentation.setup()
+    assert torch.equal(segmentation.build_model().state_dict()["backbone.vmamba.stem.conv1.weight"], stem)
 
 
-def test_impossible_options() -> None:
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_grey_models_are_refused(task: str, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(task, shapes, tmp_path / "run", settings=("model_options={in_chans: 1}",)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the model takes images of 1 channels, but images are read as RGB" in line
+    assert train(task, shapes, tmp_path / "run", settings=("model_options={dim: 1}",)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "unknown option 'dim'; do you mean 'dims'?" in line
+
+
+def test_impossible_options(shapes: Path) -> None:
     with pytest.raises(ValueError, match="augmentation must be one of 1x, 3x, got '2x'"):
         DetectionOptions(augmentation="2x")
     with pytest.raises(ValueError, match="image_size must be from 32 to max_size"):
@@ -145,4 +162,4 @@ def test_impossible_options() -> None:
     with pytest.raises(ValueError, match="crop must be at least 32"):
         SegmentationOptions(crop=8)
     with pytest.raises(ValueError, match="at least 2 images per process"):
-        Segmentation(Job("none", "vmamba_pico"), SegmentationOptions()).train_loader()
+        Segmentation(Job(data=str(shapes / "ade20k"), model="vmamba_pico"), SegmentationOptions()).setup()

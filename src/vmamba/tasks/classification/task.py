@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -16,85 +15,26 @@ from timm.data import Mixup, resolve_data_config
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
+from vmamba.checkpoints.info import ModelInfo, Preprocessing, info_path
+from vmamba.checkpoints.recognition import Checkpoint, open_checkpoint
 from vmamba.checkpoints.saving import save_weights
 from vmamba.data.classification_transforms import training_transform
 from vmamba.data.image_dataset import ImageDataset, Sample, median_size
 from vmamba.data.loader import IndexedLoader
 from vmamba.data.shards import ShardLoader, find_shards
 from vmamba.data.summary import DataSummary
-from vmamba.errors import CheckpointError, ImageError
-from vmamba.model.backbone import VMamba
+from vmamba.errors import CheckpointError, DataError, ImageError, OptionError
+from vmamba.files import atomic_write
+from vmamba.settings import Settings
 from vmamba.tasks.classification.accuracy import Accuracy
 from vmamba.tasks.classification.data import ClassificationData
+from vmamba.tasks.classification.options import ClassificationOptions
 from vmamba.tasks.classification.prediction import evaluation_transform
-from vmamba.tasks.protocol import Job, Loader, Metric
-from vmamba.zoo import create_model, model_from_checkpoint
+from vmamba.tasks.protocol import Job, Loader, Metric, require_rgb
+from vmamba.zoo import architecture_of, create_model, model_from_checkpoint, override
 
-#: Side of the input where images are larger or the weights were trained on it.
-USUAL_SIZE = 224
-FORMATS = ("folder", "huggingface", "shards")
-
-
-@dataclass(frozen=True)
-class ClassificationOptions:
-    """Options of a recipe that only classification knows.
-
-    Attributes:
-        format: What lies at `data`: ``"folder"`` (train/ and val/ with a folder, or a tar file, of class folders),
-            ``"huggingface"`` (a data set's name or folder) or ``"shards"`` (WebDataset).
-        train_split: Name of the training split (Hugging Face, shards).
-        val_split: Name of the validation split (Hugging Face, shards).
-        num_classes: Classes; None to count the class names. Shards need it.
-        holdout: Share of the training images to validate on where there is no validation split.
-        image_size: Side of the input in pixels; None for 224, or the images' own (median, a multiple of 32) where
-            they are smaller and training starts from scratch.
-        interpolation: Of resizing.
-        crop_scale: Range of the random crop's share of the image's area.
-        crop_ratio: Range of the random crop's aspect ratio.
-        hflip: Probability of a horizontal flip.
-        color_jitter: Strength of random brightness, contrast and saturation; not used beside `auto_augment`.
-        auto_augment: timm's name of a policy: ``"rand-m9-mstd0.5-inc1"``; None for none.
-        random_erasing: Probability of erasing a rectangle with noise.
-        mixup: Alpha of mixup; 0 for none.
-        cutmix: Alpha of CutMix; 0 for none.
-        mix_switch: Probability of CutMix where both are on.
-        label_smoothing: Share of the target that is spread over all classes.
-        keep_head: Keep the checkpoint's classifier, for the same classes.
-    """
-
-    format: str = "folder"
-    train_split: str = "train"
-    val_split: str = "val"
-    num_classes: int | None = None
-    holdout: float = 0.0
-    image_size: int | None = None
-    interpolation: str = "bicubic"
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    hflip: float = 0.5
-    color_jitter: float = 0.4
-    auto_augment: str | None = None
-    random_erasing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    mix_switch: float = 0.5
-    label_smoothing: float = 0.1
-    keep_head: bool = False
-
-    def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {self.format!r}")
-        if self.format == "shards" and self.num_classes is None:
-            raise ValueError("shards do not say how many classes there are: set num_classes")
-        if self.image_size is not None and self.image_size < 32:
-            raise ValueError(f"image_size must be at least 32, got {self.image_size}")
-        for name in ("holdout", "hflip", "random_erasing", "mix_switch", "label_smoothing"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
-        for name in ("crop_scale", "crop_ratio"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise ValueError(f"{name} must be a range above 0, got {low} to {high}")
+#: Height and width of the input where neither images nor weights say otherwise.
+DEFAULT_SIZE = 224
 
 
 class ImageBatch(NamedTuple):
@@ -124,12 +64,42 @@ class Classification:
 
     name: ClassVar[str] = "classification"
     metric: ClassVar[Metric] = Metric("top1")
-    Options: ClassVar[type[Any]] = ClassificationOptions
+    Options: ClassVar[type[Settings]] = ClassificationOptions
 
     def __init__(self, job: Job, options: ClassificationOptions) -> None:
         if (options.mixup or options.cutmix) and job.batch_size % 2:
-            raise ValueError(f"mixup and CutMix need an even number of images per process, got {job.batch_size}")
+            raise OptionError(f"mixup and CutMix need an even number of images per process, got {job.batch_size}")
         self.job, self.options = job, options
+        self.preprocessing = Preprocessing()
+        self.checkpoint: Checkpoint | None = None
+
+    def setup(self, *, training: bool = True) -> None:
+        job, options = self.job, self.options
+        if training and options.format != "shards":
+            self.data.train  # noqa: B018 - its own error, where there are none
+        if self.num_classes < 2:
+            raise DataError(f"{job.data}: there is nothing to tell apart, the only class is {self.labels[0]!r}")
+        known: Preprocessing | None = None
+        if job.checkpoint is not None:
+            self.checkpoint = open_checkpoint(job.checkpoint, job.weights)
+            known = self.checkpoint.info.preprocessing if self.checkpoint.info is not None else None
+        size = options.image_size or (known.image_size if known is not None else None) or self._default_size()
+        self.options = options.replace(num_classes=self.num_classes, image_size=size)
+        prepare = Preprocessing(interpolation=options.interpolation)
+        if known is not None:  # its colours always, its way of resizing where its classifier stays
+            prepare = known if options.keep_head else dataclasses.replace(prepare, mean=known.mean, std=known.std)
+        self.preprocessing = dataclasses.replace(prepare, image_size=size, max_size=None)
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the input in pixels."""
+        return int(self.options.image_size or DEFAULT_SIZE)
+
+    def _default_size(self) -> int:
+        if self.options.format == "shards" or self.job.checkpoint or self.job.pretrained:
+            return DEFAULT_SIZE
+        size = median_size(self.data.train)
+        return min(DEFAULT_SIZE, max(32, -(-size // 32) * 32))
 
     @cached_property
     def data(self) -> ClassificationData:
@@ -151,27 +121,21 @@ class Classification:
     def num_classes(self) -> int:
         return len(self.data.classes)
 
-    @cached_property
-    def image_size(self) -> int:
-        """Side of the input in pixels."""
-        if self.options.image_size:
-            return self.options.image_size
-        if self.options.format == "shards" or self.job.checkpoint or self.job.pretrained:
-            return USUAL_SIZE
-        size = median_size(self.data.train)
-        return min(USUAL_SIZE, max(32, -(-size // 32) * 32))
-
     # ----------------------------------------------------------------------------------------------------------------
     # The model
 
     def build_model(self) -> nn.Module:
-        job = self.job
-        if job.checkpoint is None:
-            if job.model is None:
-                raise ValueError("which model? give --model NAME; 'vmamba models' lists them")
-            options = {**job.model_options, "num_classes": self.num_classes}
-            return create_model(job.model, pretrained=job.pretrained, **options)
-        model = model_from_checkpoint(job.checkpoint, job.model, weights=job.weights, **job.model_options)
+        job, checkpoint = self.job, self.checkpoint
+        options: dict[str, Any] = {**job.model_options, "num_classes": self.num_classes}
+        architecture = None if job.model is None else architecture_of(job.model)
+        if checkpoint is not None:
+            architecture = checkpoint.architecture(architecture)
+        if architecture is None:
+            raise OptionError("which model? give --model NAME; 'vmamba models' lists them")
+        require_rgb(override(architecture, options))
+        if checkpoint is None:
+            return create_model(str(job.model), pretrained=job.pretrained, **options)
+        model = model_from_checkpoint(checkpoint, job.model, **job.model_options)  # type: ignore[arg-type]
         if not self.options.keep_head:
             model.reset_classifier(self.num_classes)
         self._check_classes(model)
@@ -188,11 +152,11 @@ class Classification:
     # Data
 
     def train_loader(self) -> Loader:
-        files = None if self.options.format == "shards" else self.data.train
-        self.options = dataclasses.replace(self.options, image_size=self.image_size, num_classes=self.num_classes)
-        options = self.options
+        options, preprocessing = self.options, self.preprocessing
         transform = training_transform(
             self.image_size,
+            mean=preprocessing.mean,
+            std=preprocessing.std,
             scale=options.crop_scale,
             ratio=options.crop_ratio,
             hflip=options.hflip,
@@ -202,24 +166,24 @@ class Classification:
             re_prob=options.random_erasing,
             re_mode="pixel",
         )
-        if files is None:
+        if options.format == "shards":
             return self._shards(options.train_split, transform, training=True)
-        return self._indexed(ImageDataset(files, transform, self.data.train_indices), training=True)
+        return self._indexed(ImageDataset(self.data.train, transform, self.data.train_indices), training=True)
 
     def val_loader(self) -> Loader:
         options = self.options
-        transform = self.eval_transform(self.image_size)
+        transform = self.eval_transform()
         if options.format == "shards":
             return self._shards(options.val_split, transform, training=False)
         return self._indexed(ImageDataset(self.data.val, transform, self.data.val_indices), training=False)
 
-    def eval_transform(self, image_size: int) -> Callable[[Image.Image], Tensor]:
+    def eval_transform(self) -> Callable[[Image.Image], Tensor]:
         """Preprocessing of validation images, the same as prediction's."""
-        settings = {"img_size": image_size, "interpolation": self.options.interpolation, "crop_pct": 0.875}
-        return evaluation_transform(resolve_data_config(settings))
+        settings = ModelInfo(preprocessing=self.preprocessing).pretrained_cfg
+        return evaluation_transform(resolve_data_config({}, pretrained_cfg=settings))
 
     def _indexed(self, images: ImageDataset, training: bool) -> Loader:
-        return IndexedLoader(images, collate, training=training, **self._share())
+        return IndexedLoader(images, collate, training=training, **self.job.loader_options)
 
     def _shards(self, split: str, transform: Callable[[Image.Image], Tensor], training: bool) -> Loader:
         classes = self.num_classes
@@ -229,11 +193,9 @@ class Classification:
                 raise ImageError(f"{name}: its class is {label}, but num_classes is {classes}")
             return Sample(transform(image), label, name)
 
-        return ShardLoader(find_shards(self.job.data, split), sample, collate, training=training, **self._share())
-
-    def _share(self) -> dict[str, Any]:
-        names = ("batch_size", "seed", "rank", "world_size", "workers", "strict")
-        return {name: getattr(self.job, name) for name in names}
+        return ShardLoader(
+            find_shards(self.job.data, split), sample, collate, training=training, **self.job.loader_options
+        )
 
     # ----------------------------------------------------------------------------------------------------------------
     # Loss and results
@@ -267,9 +229,15 @@ class Classification:
             accuracy.write(output, self.labels)
         return accuracy.results()
 
-    def export(self, model: nn.Module, folder: Path) -> list[Path]:
-        assert isinstance(model, VMamba)
-        weights = save_weights(model, folder / "model.safetensors")
+    def export(self, model: nn.Module, folder: Path, training: Mapping[str, Any]) -> list[Path]:
+        weights = save_weights(
+            model,
+            folder / "model.safetensors",
+            class_names=self.labels,
+            preprocessing=self.preprocessing,
+            training=training,
+        )
         labels = folder / "labels.txt"
-        labels.write_text("\n".join(self.labels) + "\n", encoding="utf-8")
-        return [weights, weights.with_suffix(".json"), labels]
+        with atomic_write(labels) as file:
+            file.write("".join(f"{name}\n" for name in self.labels).encode(errors="surrogateescape"))
+        return [weights, info_path(weights), labels]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,6 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vmamba.checkpoints.info import Preprocessing, info_path
 from vmamba.checkpoints.saving import save_weights
 from vmamba.data.aspect_ratio_grouping import AspectRatioGroupedLoader
 from vmamba.data.coco import CocoInstances, find_split
@@ -20,51 +19,13 @@ from vmamba.data.dense_transforms import detection_evaluation, detection_trainin
 from vmamba.data.loader import IndexedLoader
 from vmamba.data.summary import DataSummary
 from vmamba.errors import CheckpointError, DataError
+from vmamba.settings import Settings
 from vmamba.tasks.dense.backbone import backbone_config, job_checkpoint, load_backbone
 from vmamba.tasks.detection.average_precision import as_results, average_precision
 from vmamba.tasks.detection.checkpoint import load_detector
 from vmamba.tasks.detection.mask_rcnn import PAD_MULTIPLE, MaskRCNN, MaskRCNNConfig
-from vmamba.tasks.protocol import Job, Loader, Metric
-
-SCHEDULES = ("1x", "3x")
-
-
-@dataclass(frozen=True)
-class DetectionOptions:
-    """Options of a recipe that only detection knows.
-
-    Attributes:
-        augmentation: ``"1x"``: one scale and flips; ``"3x"``: many scales, half of the time of a crop.
-        image_size: Short side of the input in pixels.
-        max_size: Limit of its long side.
-        group_by_aspect: Put upright and lying images into separate batches.
-        channels: Of the feature pyramid.
-        box_channels: Hidden units of the box head.
-        mask_channels: Of the mask head.
-        proposals: Regions that the second stage looks at, per image.
-        samples: Of these, how many it learns from.
-        keep_head: Keep the checkpoint's classes, for the same data.
-    """
-
-    augmentation: str = "1x"
-    image_size: int = 800
-    max_size: int = 1333
-    group_by_aspect: bool = True
-    channels: int = 256
-    box_channels: int = 1024
-    mask_channels: int = 256
-    proposals: int = 1000
-    samples: int = 512
-    keep_head: bool = False
-
-    def __post_init__(self) -> None:
-        if self.augmentation not in SCHEDULES:
-            raise ValueError(f"augmentation must be one of {', '.join(SCHEDULES)}, got {self.augmentation!r}")
-        if not 32 <= self.image_size <= self.max_size:
-            raise ValueError(f"image_size must be from 32 to max_size, got {self.image_size} and {self.max_size}")
-        for name in ("channels", "box_channels", "mask_channels", "proposals", "samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+from vmamba.tasks.detection.options import DetectionOptions
+from vmamba.tasks.protocol import Job, Loader, Metric, require_rgb
 
 
 class DetectionBatch(NamedTuple):
@@ -126,20 +87,19 @@ class Detection:
 
     name: ClassVar[str] = "detection"
     metric: ClassVar[Metric] = Metric("mask_ap")
-    Options: ClassVar[type[Any]] = DetectionOptions
+    Options: ClassVar[type[Settings]] = DetectionOptions
 
     def __init__(self, job: Job, options: DetectionOptions) -> None:
         self.job, self.options = job, options
 
-    @cached_property
-    def _train_data(self) -> CocoInstances:
-        transform = detection_training(self.options.augmentation, self.options.image_size, self.options.max_size)
-        return self._open("train", training=True, transform=transform)
-
-    @cached_property
-    def _val_data(self) -> CocoInstances:
-        transform = detection_evaluation(self.options.image_size, self.options.max_size)
-        return self._open("val", training=False, transform=transform)
+    def setup(self, *, training: bool = True) -> None:
+        options = self.options
+        transform = detection_evaluation(options.image_size, options.max_size)
+        self.val_data = self._open("val", training=False, transform=transform)
+        if training:
+            transform = detection_training(options.augmentation, options.image_size, options.max_size)
+            self.train_data = self._open("train", training=True, transform=transform)
+            self._check_categories()
 
     def _open(self, split: str, **options: Any) -> CocoInstances:
         return CocoInstances(find_split(self.job.data, split), strict=self.job.strict, **options)
@@ -147,16 +107,15 @@ class Detection:
     @property
     def labels(self) -> tuple[str, ...]:
         """Names of the classes."""
-        return self._val_data.classes
+        return self.val_data.classes
 
     def summary(self, *, verify: bool = False) -> DataSummary:
-        self._check_categories()
-        parts = [self._train_data.summary("train", verify=verify), self._val_data.summary("val", verify=verify)]
+        parts = [self.train_data.summary("train", verify=verify), self.val_data.summary("val", verify=verify)]
         return DataSummary(self.name, self.job.data, parts)
 
     def _check_categories(self) -> None:
         train, val = (
-            dict(zip(data.category_ids, data.classes, strict=True)) for data in (self._train_data, self._val_data)
+            dict(zip(data.category_ids, data.classes, strict=True)) for data in (self.train_data, self.val_data)
         )
         if train != val:
             differing = sorted(set(train.items()) ^ set(val.items()))
@@ -170,6 +129,7 @@ class Detection:
         checkpoint = job_checkpoint(job)
         if checkpoint is not None and checkpoint.task != "classification":
             model = load_detector(checkpoint, job.model, backbone_options=job.model_options)
+            require_rgb(model.config.backbone)
             if not options.keep_head:
                 model.reset_classes(self.labels)
             elif len(model.config.classes) != len(self.labels):
@@ -178,8 +138,10 @@ class Detection:
                     "train fresh classes (keep_head: false), or give the data that it was trained on"
                 )
             return model
+        backbone = backbone_config(job, checkpoint)
+        require_rgb(backbone)
         config = MaskRCNNConfig(
-            backbone_config(job, checkpoint),
+            backbone,
             self.labels,
             options.channels,
             options.box_channels,
@@ -192,17 +154,12 @@ class Detection:
         return model
 
     def train_loader(self) -> Loader:
-        self._check_categories()
-        data = self._train_data
+        data = self.train_data
         group_ids = [int(p.height > p.width and self.options.group_by_aspect) for p in data.pictures]
-        return AspectRatioGroupedLoader(data, collate, training=True, group_ids=group_ids, **self._share())
+        return AspectRatioGroupedLoader(data, collate, training=True, group_ids=group_ids, **self.job.loader_options)
 
     def val_loader(self) -> Loader:
-        return IndexedLoader(self._val_data, collate, training=False, **self._share())
-
-    def _share(self) -> dict[str, Any]:
-        names = ("batch_size", "seed", "rank", "world_size", "workers", "strict")
-        return {name: getattr(self.job, name) for name in names}
+        return IndexedLoader(self.val_data, collate, training=False, **self.job.loader_options)
 
     def loss(self, model: nn.Module, batch: DetectionBatch) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = model(batch.images, batch.sizes, batch.targets)
@@ -219,7 +176,7 @@ class Detection:
                 (height, width), original = batch.sizes[i], batch.originals[i]
                 boxes, masks = detections.in_image(original, (height / original[0], width / original[1]))
                 found += as_results(
-                    batch.ids[i], boxes, detections.scores, detections.labels, masks, self._val_data.category_ids
+                    batch.ids[i], boxes, detections.scores, detections.labels, masks, self.val_data.category_ids
                 )
         parts = [(found, image_ids)]
         if dist.is_initialized():
@@ -227,9 +184,10 @@ class Detection:
             dist.all_gather_object(parts, (found, image_ids))
         together = [result for results, _ in parts for result in results]
         seen = [image_id for _, ids in parts for image_id in ids]
-        return average_precision(self._val_data.file, together, seen, output if self.job.rank == 0 else None)
+        return average_precision(self.val_data.file, together, seen, output if self.job.rank == 0 else None)
 
-    def export(self, model: nn.Module, folder: Path) -> list[Path]:
-        assert isinstance(model, MaskRCNN)
-        weights = save_weights(model, folder / "model.safetensors")
-        return [weights, weights.with_suffix(".json")]
+    def export(self, model: nn.Module, folder: Path, training: Mapping[str, Any]) -> list[Path]:
+        preprocessing = Preprocessing(self.options.image_size, self.options.max_size, interpolation="bilinear")
+        path = folder / "model.safetensors"
+        weights = save_weights(model, path, preprocessing=preprocessing, training=training)
+        return [weights, info_path(weights)]
