@@ -1,7 +1,12 @@
 """Images per second and peak memory, measured in pairs: all models in one process, taking turns.
 
 What disturbs one then disturbs all, so ratios are worth more than times. A model is timed only after its output has
-been found right: finite, and for ours equal to that of the definition of the scan.
+been checked: finite, and for ours equal to that of the definition of the scan.
+
+A busy neighbour costs more than its part of the processor. The threads of a parallel loop wait for each other at its
+end, thousands of times a forward pass; where one of them has no core, all wait for a time slice of the system. Two
+OpenMP threads beside one busy process have been seen to run at a thirtieth of their speed. So `Timing` has the slowest
+call, and `environment` the load of the machine.
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ import functools
 import itertools
 import math
 import multiprocessing
+import os
 import platform
 import statistics
 import time
@@ -30,21 +36,22 @@ from vmamba.ops import select, use_backend
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call: the median, and the first and third quartile."""
+    """Seconds per call: the median, the first and third quartile, and the slowest."""
 
     median: float
     low: float
     high: float
+    slowest: float = math.nan
 
     @classmethod
     def of(cls, seconds: list[float]) -> Timing:
         low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
-        return cls(median, low, high)
+        return cls(median, low, high, max(seconds))
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast a model ran.
+    """The speed of a model.
 
     Attributes:
         model: Its name.
@@ -78,7 +85,7 @@ def alternate(
 
     Args:
         cases: What to call.
-        rounds: How often.
+        rounds: Calls of each case that are timed.
         warmup: Calls of each case beforehand.
         device: Where the cases run. On a GPU its own clock is read, before and after the call in its queue.
         seconds: Stop after this time, but not before the third round.
@@ -150,10 +157,10 @@ def measure(
 
 @torch.inference_mode()
 def check(name: str, model: nn.Module, images: Tensor) -> None:
-    """Refuse a model whose output is not finite or, for ours, not that of the definition on a corner of one image.
+    """Check that the output is finite and, for ours, that of the definition on a corner of one image.
 
     Raises:
-        OptionError: Saying which.
+        OptionError: If it is not.
     """
     if not model(images[:1]).isfinite().all():
         raise OptionError(f"{name} gives outputs that are not finite; nothing was timed")
@@ -169,7 +176,7 @@ def check(name: str, model: nn.Module, images: Tensor) -> None:
 
 
 def step(model: nn.Module, images: Tensor, training: bool, autocast: torch.dtype | None = None) -> Callable[[], object]:
-    """What is timed: a forward pass, or a whole step of training (in mixed precision, given a dtype to autocast to)."""
+    """A function to time: a forward pass, or a whole step of training (in mixed precision, given a dtype)."""
     if not training:
         model.eval()
 
@@ -204,17 +211,17 @@ def peak_memory(
     """Largest memory of a step above that of the loaded model, in bytes, for each image size.
 
     On a CPU a fresh process is started and its resident size read (Linux only); on CUDA its allocator is asked.
-    None where neither can be told.
+    None where neither is possible.
     """
     sizes = sorted(image_sizes)
     if torch.device(device).type == "cpu":
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            found = pool.apply(_peaks_on_cpu, (name, sizes, batch, training, torch.get_num_threads()))
+            peaks = pool.apply(_peaks_on_cpu, (name, sizes, batch, training, torch.get_num_threads()))
     elif torch.device(device).type == "cuda":
-        found = [_peak_on_cuda(name, size, batch, training, torch.device(device)) for size in sizes]
+        peaks = [_peak_on_cuda(name, size, batch, training, torch.device(device)) for size in sizes]
     else:
-        found = [None] * len(sizes)
-    return [dict(zip(sizes, found, strict=True))[size] for size in image_sizes]
+        peaks = [None] * len(sizes)
+    return [dict(zip(sizes, peaks, strict=True))[size] for size in image_sizes]
 
 
 def _peaks_on_cpu(
@@ -249,13 +256,14 @@ def _peak_on_cuda(name: str, size: tuple[int, int], batch: int, training: bool, 
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, str]:
-    """What a figure depends on, for the head of a report."""
+    """What figures depend on, for the head of a report."""
     choice = select(torch.device(device))
     return {
         "date": time.strftime("%Y-%m-%d"),
         "device": _device_name(torch.device(device)),
         "processor": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}",
         "threads": str(torch.get_num_threads()),
+        "load": f"{os.getloadavg()[0]:.2f} in the last minute" if hasattr(os, "getloadavg") else "not known",
         "versions": f"python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}",
         "scan backend": f"{choice.name} ({choice.reason})",
     }
@@ -264,9 +272,9 @@ def environment(device: torch.device | str = "cpu") -> dict[str, str]:
 def _device_name(device: torch.device) -> str:
     if device.type != "cuda":
         return str(device)
-    found = torch.cuda.get_device_properties(device)
+    properties = torch.cuda.get_device_properties(device)
     toolkit = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"
-    return f"{found.name}, {found.total_memory / 2**30:.0f} GiB, {toolkit}"
+    return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, {toolkit}"
 
 
 def _processor() -> str:
@@ -276,7 +284,7 @@ def _processor() -> str:
 
 
 def _clock(device: torch.device) -> Callable[[Callable[[], object], Callable[[], object] | None], float]:
-    """What tells the seconds that a call takes on a device, once it has done all it was asked to do before."""
+    """A function that times a call on a device, in seconds, after all earlier work there is done."""
 
     def wall(run: Callable[[], object], between: Callable[[], object] | None) -> float:
         wait: Callable[[], object] = (lambda: None) if device.type == "cpu" else torch.accelerator.synchronize

@@ -22,6 +22,8 @@ from vmamba.terminal import console
 #: VMamba-T and its peers in timm.
 PEERS = ("vmamba_tiny_s1l8", "resnet50", "convnext_tiny", "swin_tiny_patch4_window7_224", "deit_small_patch16_224")
 MODES = ("inference", "training")
+#: A slowest call above so many medians is remarked upon.
+DISTURBED = 3
 
 
 def size(text: str) -> tuple[int, int]:
@@ -118,12 +120,13 @@ def speed_row(speed: Speed, memory: int | None) -> Row:
         "ms": round(timing.median * 1e3, 3),
         "ms_low": round(timing.low * 1e3, 3),
         "ms_high": round(timing.high * 1e3, 3),
+        "ms_slowest": round(timing.slowest * 1e3, 3),
         "peak_memory_mib": "" if memory is None else round(memory / 2**20, 1),
     }
 
 
 def print_speeds(rows: Sequence[Row]) -> None:
-    table = Table("model", "mode", "image", "batch", "images/s", "ms (quartiles)", "peak memory, MiB")
+    table = Table("model", "mode", "image", "batch", "images/s", "ms (quartiles; slowest)", "peak memory, MiB")
     for i, row in enumerate(rows):
         after = rows[i + 1] if i + 1 < len(rows) else row
         table.add_row(
@@ -132,11 +135,22 @@ def print_speeds(rows: Sequence[Row]) -> None:
             f"{row['height']}×{row['width']}",
             str(row["batch"]),
             f"{row['images_per_s']:.4g}",
-            f"{row['ms']:.4g} ({row['ms_low']:.4g} – {row['ms_high']:.4g})",
+            f"{row['ms']:.4g} ({row['ms_low']:.4g} – {row['ms_high']:.4g}; {row['ms_slowest']:.4g})",
             str(row["peak_memory_mib"]),
             end_section=(row["mode"], row["height"]) != (after["mode"], after["height"]),
         )
     console().print(table)
+    remark_on_spread([(str(row["model"]), float(str(row["ms_slowest"])) / float(str(row["ms"]))) for row in rows])
+
+
+def remark_on_spread(ratios: Sequence[tuple[str, float]]) -> None:
+    """Say so where a call took much longer than the median, given the ratio of each case."""
+    name, ratio = max(ratios, key=lambda pair: pair[1])
+    if ratio > DISTURBED:
+        remark(
+            f"the slowest call of {name} took {ratio:.0f} times the median: something else was busy on this machine, "
+            "and threads that wait for each other lose most by that; trust the ratios, or measure again"
+        )
 
 
 def report(paths: Sequence[Path]) -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 from vmamba.analysis import draw
 from vmamba.analysis.steps import acceleration_steps, measure_steps
 from vmamba.analysis.throughput import environment
-from vmamba.cli.analyze.arguments import MODES, add_image_size, output_files, report
+from vmamba.cli.analyze.arguments import MODES, add_image_size, output_files, remark_on_spread, report
 from vmamba.cli.arguments import add_device, add_output, device, positive
 from vmamba.tables import write_csv
 from vmamba.terminal import console
@@ -55,15 +55,17 @@ def run(options: argparse.Namespace) -> int:
             "ms": round(result.timing.median * 1e3, 3),
             "ms_low": round(result.timing.low * 1e3, 3),
             "ms_high": round(result.timing.high * 1e3, 3),
+            "ms_slowest": round(result.timing.slowest * 1e3, 3),
         }
         for result in results
     ]
-    table = Table("step", "scan", "parameters", "MACs", "images/s", "ms (quartiles)")
+    table = Table("step", "scan", "parameters", "MACs", "images/s", "ms (quartiles; slowest)")
     for result, row in zip(results, rows, strict=True):
         size, macs = f"{result.cost.parameters / 1e6:.1f} M", f"{result.cost.total_macs / 1e9:.2f} G"
-        times = f"{row['ms']:.4g} ({row['ms_low']:.4g} – {row['ms_high']:.4g})"
+        times = f"{row['ms']:.4g} ({row['ms_low']:.4g} – {row['ms_high']:.4g}; {row['ms_slowest']:.4g})"
         table.add_row(result.step.name, result.step.backend, size, macs, f"{result.images_per_second:.3g}", times)
     console().print(table)
+    remark_on_spread([(r.step.name, r.timing.slowest / r.timing.median) for r in results])
     head = environment(target) | {"mode": options.mode}
     write_csv(file, rows, head)
     title = "{}×{}, batch {}, {}, {} threads".format(
