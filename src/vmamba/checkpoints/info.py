@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,20 +70,22 @@ class Preprocessing:
         for name in ("image_size", "max_size"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or not 1 <= value <= MAX_PIXELS):
-                raise ValueError(f"preprocessing: {name} must be pixels from 1 to {MAX_PIXELS} or null, got {value!r}")
+                raise ValueError(
+                    f"preprocessing: {name} must be pixels from 1 to {MAX_PIXELS} or null, got {_short(value)}"
+                )
         for name in ("mean", "std"):
             values = getattr(self, name)
             if not isinstance(values, (list, tuple)) or not values or not all(map(_is_number, values)):
-                raise ValueError(f"preprocessing: {name} must be numbers, one a channel, got {values!r}")
+                raise ValueError(f"preprocessing: {name} must be numbers, one a channel, got {_short(values)}")
             object.__setattr__(self, name, tuple(values))
         if len(self.mean) != len(self.std) or min(self.std) <= 0:
             raise ValueError("preprocessing: mean and std must have one number a channel, std above 0")
         if not _is_number(self.crop_pct) or not 0 < self.crop_pct <= 1:
-            raise ValueError(f"preprocessing: crop_pct must be above 0 and at most 1, got {self.crop_pct!r}")
+            raise ValueError(f"preprocessing: crop_pct must be above 0 and at most 1, got {_short(self.crop_pct)}")
         try:
             str_to_pil_interp(self.interpolation)
         except (KeyError, TypeError):
-            raise ValueError(f"preprocessing: unknown interpolation {self.interpolation!r}") from None
+            raise ValueError(f"preprocessing: unknown interpolation {_short(self.interpolation)}") from None
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class ModelInfo:
 
     def __post_init__(self) -> None:
         if self.task not in get_args(Task):
-            raise ValueError(f"task must be one of {', '.join(get_args(Task))}, got {self.task!r}")
+            raise ValueError(f"task must be one of {', '.join(get_args(Task))}, got {_short(self.task)}")
         for name in ("architecture", "training"):
             if not isinstance(getattr(self, name), Mapping):
                 raise ValueError(f"{name} must be an object, got {type(getattr(self, name)).__name__}")
@@ -158,7 +161,7 @@ class ModelInfo:
             return cls(task, values, names)
         version = values.pop("format")
         if version != FORMAT:
-            raise ValueError(f"format {version!r} is not known; it takes a newer version of vmamba")
+            raise ValueError(f"format {_short(version)} is not known; it takes a newer version of vmamba")
         _refuse_unknown(values, cls, "")
         if values.get("preprocessing") is not None:
             if not isinstance(values["preprocessing"], dict):
@@ -223,9 +226,13 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e6  # false for NaN
 
 
+def _short(value: object) -> str:
+    return reprlib.repr(value)
+
+
 def _refuse_unknown(values: Mapping[str, Any], kind: type[Any], where: str) -> None:
     known = [f.name for f in dataclasses.fields(kind)]
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise ValueError(f"{where}unknown entry {name!r}" + (f"; do you mean {near[0]!r}?" if near else ""))
+            near = difflib.get_close_matches(name[:80], known, n=1)
+            raise ValueError(f"{where}unknown entry {_short(name)}" + (f"; do you mean {near[0]!r}?" if near else ""))

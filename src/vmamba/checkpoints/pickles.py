@@ -11,6 +11,7 @@ import io
 import mmap
 import pickletools
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import IO, Any, cast
 
@@ -79,7 +80,9 @@ def read_pickle(
         ValueError: If it is damaged.
     """
     try:
-        return _Reader(find_storage).read(source)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickletools, about escapes in old-fashioned strings
+            return _Reader(find_storage).read(source)
     except ValueError:
         raise
     except (LookupError, TypeError, AttributeError, ArithmeticError, EOFError, RecursionError) as error:

@@ -7,6 +7,7 @@ import json
 import mmap
 import re
 import sys
+import textwrap
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 from vmamba.checkpoints.pickles import Name, Refused, Unread, read_pickle
 from vmamba.checkpoints.stored import SourceFile, Storage, StoredTensor, load
 from vmamba.errors import CheckpointError, OptionError
+from vmamba.terminal import printable
 
 Weights = Literal["auto", "model", "model_ema"]
 StateDict = dict[str, Tensor]
@@ -110,7 +112,7 @@ def read_file(path: Path) -> Mapping[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
     except Refused as error:
-        raise CheckpointError(f"{path}: refused, nothing in it was run: {error}") from None
+        raise CheckpointError(f"{path}: refused, nothing in it was run: {_one_line(error)}") from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged, or not a checkpoint ({_one_line(error)})") from None
     if isinstance(content, Unread) and not content:
@@ -234,4 +236,4 @@ def _storage_dtype(kind: object) -> torch.dtype:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return textwrap.shorten(printable(error), 200, placeholder=" …") or type(error).__name__

@@ -72,7 +72,7 @@ class Storage:
     """
 
     def __init__(self, file: SourceFile, offset: int, nbytes: int, crc: int | None = None) -> None:
-        if not 0 <= offset <= offset + nbytes <= file.size:
+        if not type(offset) is type(nbytes) is int or not 0 <= offset <= offset + nbytes <= file.size:
             raise ValueError(f"{nbytes} bytes at {offset} do not lie in a file of {file.size}")
         self.file, self.offset, self.nbytes, self.crc = file, offset, nbytes, crc
         self._loaded: weakref.ref[Tensor] | None = None

@@ -181,7 +181,8 @@ class VMambaConfig:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 raise OptionError(
-                    f"VMambaConfig: unknown option {name!r}" + (f"; do you mean {near[0]!r}?" if near else "")
+                    f"VMambaConfig: unknown option {reprlib.repr(name)}"
+                    + (f"; do you mean {near[0]!r}?" if near else "")
                 )
         return cls(**values)
 
