@@ -80,6 +80,14 @@ def test_files_of_the_first_release(tmp_path: Path) -> None:
     assert (info.task, info.class_names, info.architecture["channels"]) == ("detection", ("a",), 16)
 
 
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    """Class folders of another encoding: Python gives their bytes as surrogates, which have no UTF-8."""
+    names = ["caf\udce9", "\u732b \U0001f431"]
+    path = save_weights(VMamba(SMALL), tmp_path / "a.safetensors", class_names=names)
+    assert list(model_from_checkpoint(path).info.class_names) == names
+    assert "\u732b \U0001f431" in path.with_suffix(".json").read_text(encoding="utf-8")
+
+
 def test_other_number_of_names(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="1 class names for 2 classes"):
         save_weights(VMamba(SMALL), tmp_path / "a.safetensors", class_names=["cat"])

@@ -257,6 +257,10 @@ def test_pipeline_on_a_saved_folder(described: Path, tmp_path: Path, monkeypatch
     assert list(got) == list(expected)
     assert list(got.values()) == pytest.approx(list(expected.values()), abs=0.02)  # their resizing rounds otherwise
 
+    back = model_from_checkpoint(folder / "model.safetensors")  # its config.json says the same as our description
+    assert back.config == ours.config
+    assert (back.info.class_names, back.info.preprocessing) == (names, ours.info.preprocessing)
+
     again = AutoModelForImageClassification.from_pretrained(folder)  # keeps what it knows when it is saved again
     again.save_pretrained(tmp_path / "again")
     processor = AutoImageProcessor.from_pretrained(tmp_path / "again")

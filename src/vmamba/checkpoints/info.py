@@ -11,7 +11,8 @@
       "training": {"recipe": "finetune", "epochs": 20, "top1": 93.1}
     }
 
-Files of the first release, which hold the fields of the configuration alone, are read too.
+Files of the first release, which hold the fields of the configuration alone, are read too, and where there is none the
+``config.json`` of transformers.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from timm.data.transforms import str_to_pil_interp
 from torch import nn
 
 from vmamba.errors import CheckpointError
+from vmamba.model.config import VMambaConfig
 
 Task = Literal["classification", "detection", "segmentation"]
 
@@ -155,6 +157,8 @@ class ModelInfo:
             raise ValueError(f"not JSON: {error}") from None
         if not isinstance(values, dict):
             raise ValueError(f"expected a JSON object, got {type(values).__name__}")
+        if values.get("model_type") == "vmamba":
+            return cls._from_transformers(values)
         if "format" not in values:
             task = values.pop("task", "classification")
             names = values.pop("classes", ()) if "backbone" in values else ()
@@ -163,12 +167,21 @@ class ModelInfo:
         if version != FORMAT:
             raise ValueError(f"format {_short(version)} is not known; it takes a newer version of vmamba")
         _refuse_unknown(values, cls, "")
-        if values.get("preprocessing") is not None:
-            if not isinstance(values["preprocessing"], dict):
-                raise ValueError("preprocessing must be an object or null")
-            _refuse_unknown(values["preprocessing"], Preprocessing, "preprocessing: ")
-            values["preprocessing"] = Preprocessing(**values["preprocessing"])
-        return cls(**values)
+        return cls(**values | {"preprocessing": _preprocessing(values.get("preprocessing"))})
+
+    @classmethod
+    def _from_transformers(cls, values: Mapping[str, Any]) -> ModelInfo:
+        """From the ``config.json`` of `VMambaForImageClassification.save_pretrained`."""
+        fields = [f.name for f in dataclasses.fields(VMambaConfig)]
+        labels, prepare = values.get("id2label") or {}, values.get("preprocessing")
+        if not isinstance(labels, dict):
+            raise ValueError("id2label must be an object")
+        names = tuple(labels.get(str(i)) for i in range(len(labels)))
+        return cls(
+            architecture={name: values[name] for name in fields if name in values},
+            class_names=() if names == tuple(f"LABEL_{i}" for i in range(len(names))) else cast(Any, names),
+            preprocessing=_preprocessing(prepare),
+        )
 
 
 def info_path(weights: str | Path) -> Path:
@@ -183,8 +196,12 @@ def read_info(weights: str | Path) -> ModelInfo | None:
         CheckpointError: If it is there and not valid.
     """
     path = info_path(weights)
-    if path == Path(weights) or not path.is_file():
+    if path == Path(weights):
         return None
+    if not path.is_file():
+        path = path.with_name("config.json")  # of transformers, or anybody's
+        if not _is_of_transformers(path):
+            return None
     try:
         if path.stat().st_size > MAX_SIZE:
             raise ValueError(f"larger than {MAX_SIZE >> 20} MB, which no description is")
@@ -193,6 +210,14 @@ def read_info(weights: str | Path) -> ModelInfo | None:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}; correct it, or remove it to do without") from None
+
+
+def _is_of_transformers(path: Path) -> bool:
+    """True for the configuration of a VMamba that transformers has saved."""
+    try:
+        return path.stat().st_size <= MAX_SIZE and json.loads(path.read_bytes()).get("model_type") == "vmamba"
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
 
 
 def attach_info(model: nn.Module, info: ModelInfo | None) -> None:
@@ -220,6 +245,15 @@ def info_of(model: nn.Module) -> ModelInfo:
     return dataclasses.replace(
         info, task=getattr(model, "task", "classification"), architecture=architecture, class_names=names
     )
+
+
+def _preprocessing(values: object) -> Preprocessing | None:
+    if values is None:
+        return None
+    if not isinstance(values, dict):
+        raise ValueError("preprocessing must be an object or null")
+    _refuse_unknown(values, Preprocessing, "preprocessing: ")
+    return Preprocessing(**values)
 
 
 def _is_number(value: object) -> bool:

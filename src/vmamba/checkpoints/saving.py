@@ -55,7 +55,9 @@ def save_weights(
     info = dataclasses.replace(
         info, preprocessing=preprocessing or info.preprocessing, training=training or info.training
     )
-    _write(info_path(path), info.to_json().encode())
+    _write(
+        info_path(path), info.to_json().encode(errors="backslashreplace")
+    )  # JSON's own escapes, for names that are not UTF-8
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     _write(path, safetensors.torch.save(tensors, metadata={"format": "pt"}))
     return path
