@@ -89,7 +89,7 @@ def refuse_overwriting(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """What two names of one file have in common, or None where there is no file."""
+    """Device and number of a file, the same under all its names, or None where there is no file."""
     try:
         status = path.stat()
     except (OSError, ValueError):

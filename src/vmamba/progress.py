@@ -32,7 +32,7 @@ def progress_bar(unit: str) -> Progress:
     """A bar that disappears when done, and is not there at all away from a terminal; a context manager.
 
     Args:
-        unit: What is counted, in the plural: ``"images"``.
+        unit: Of the count, in the plural: ``"images"``.
     """
     columns = (_Description(), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn())
     screen = console(stderr=True)

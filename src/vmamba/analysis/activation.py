@@ -33,7 +33,7 @@ def similarity_map(model: nn.Module, layer: str, image: Tensor, position: tuple[
 
 
 def dependence_map(model: nn.Module, layer: str, image: Tensor, position: tuple[int, int]) -> Tensor:
-    """How strongly a layer's output at one position depends on every position of the layer's input.
+    """Dependence of a layer's output at one position on every position of the layer's input.
 
     The magnitude of the gradient of the channel sum, summed over the input's channels. Unlike the rows of attention it
     includes everything in the layer: convolution, gate, MLP, all blocks of a stage.
@@ -87,8 +87,8 @@ def class_activation(
         raise OptionError(f"class {target} is not among the model's {logits.shape[1]}")
     last = isinstance(module, Block)  # tokens (B, H, W, C)
     with GradCAM(model, [module], reshape_transform=(lambda t: t.permute(0, 3, 1, 2)) if last else None) as cam:
-        found = cam(image, [ClassifierOutputTarget(target)])
-    return torch.from_numpy(found[0]), target
+        maps = cam(image, [ClassifierOutputTarget(target)])
+    return torch.from_numpy(maps[0]), target
 
 
 def last_stage(model: nn.Module) -> str:

@@ -41,7 +41,7 @@ class Scan:
         name: Of the route: ``"rows"``, ``"columns"``, with ``" backward"`` where it travels against them.
         route: The order of the tokens.
         x: Features (H, W, D).
-        low_rank: What Δ is computed from (H, W, R).
+        low_rank: Input of the projection to Δ, (H, W, R).
         b: (H, W, N).
         c: (H, W, N).
         dt_weight: (D, R).
@@ -175,7 +175,7 @@ class _ReachedError(Exception):
 
 
 def _input_of(layer: nn.Module, model: nn.Module, image: Tensor) -> Tensor:
-    """What a layer of a model is given for an image; what comes after it does not run."""
+    """The input of a layer of a model for an image; layers after it do not run."""
 
     def stop(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         raise _ReachedError(arguments[0])

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiply-adds and activations, per layer and in all, at any resolution.
+"""Cost of a model: parameters, multiply-adds and activations, per layer and in all, at any resolution.
 
 Multiply-adds ("MACs", the column that papers call FLOPs) are counted as the VMamba paper counts them, with fvcore's
 conventions: a matrix product or convolution one per multiplication; a scan ``9·L·D·N`` per route plus ``L·D`` for the

@@ -24,7 +24,7 @@ def cost(models: Mapping[str, Mapping[str, int]], stem: Path, title: str) -> lis
 
     Args:
         models: Multiply-adds by kind, by model.
-        stem: Where to write, without the ending.
+        stem: Path of the pictures without the ending.
         title: Title.
     """
     with figure(*_files(stem), size=(7.5, 1.3 + 0.33 * len(models))) as page:
@@ -66,7 +66,7 @@ def attention(
         queries: (row, column) in tokens.
         rows: (queries, routes, h, w).
         routes: Their names.
-        stem: Where to write, without the ending.
+        stem: Path of the pictures without the ending.
         title: Title.
         signed: The rows have signs.
     """
@@ -113,7 +113,7 @@ def activation(
         similarity: (positions, h, w), cosines.
         dependence: (positions, h', w'), not negative.
         seen: Class activation, (H, W) in [0, 1].
-        stem: Where to write, without the ending.
+        stem: Path of the pictures without the ending.
         layer: Its name.
         label: Name of the class.
     """
@@ -158,7 +158,7 @@ def receptive_fields(
         maps: (H, W) by the name of the model.
         fractions: Of the pixels, those that hold each of `levels` of the energy, by the name of the model.
         levels: Fractions of the energy.
-        stem: Where to write, without the ending.
+        stem: Path of the pictures without the ending.
     """
     from matplotlib.colors import LogNorm
 
@@ -186,7 +186,7 @@ def throughput(rows: Sequence[Mapping[str, Any]], stem: Path, title: str) -> lis
 
     Args:
         rows: With model, mode, batch, ms, ms_low, ms_high and peak_memory_mib.
-        stem: Where to write, without the ending.
+        stem: Path of the pictures without the ending.
         title: Title.
     """
     modes = list(dict.fromkeys(row["mode"] for row in rows))
@@ -215,11 +215,11 @@ def throughput(rows: Sequence[Mapping[str, Any]], stem: Path, title: str) -> lis
 
 
 def scaling(rows: Sequence[Mapping[str, Any]], stem: Path, title: str) -> list[Path]:
-    """Time and peak memory per pixel against the side of the image: flat where the cost grows linearly.
+    """Time and peak memory per pixel against the height of the image: flat where the cost grows linearly.
 
     Args:
         rows: As `throughput`, with height and width.
-        stem: Where to write, without the ending.
+        stem: Path of the pictures without the ending.
         title: Title.
     """
     modes = list(dict.fromkeys(row["mode"] for row in rows))
@@ -242,7 +242,7 @@ def scaling(rows: Sequence[Mapping[str, Any]], stem: Path, title: str) -> list[P
                 axis.set_xticks(sides, list(map(str, sides)))
                 axis.minorticks_off()
                 axis.set_ylim(bottom=0)
-                axis.set_xlabel("side of the image, pixels")
+                axis.set_xlabel("height and width of the image, pixels")
                 axis.set_ylabel(f"{mode}: {what}")
                 remove_frame(axis)
         page.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
@@ -256,7 +256,7 @@ def scans(rows: Sequence[Mapping[str, Any]], each: Sequence[Mapping[str, Any]], 
     Args:
         rows: With test, scan and mean (per cent).
         each: With test, scan, seed and accuracy (0 to 1).
-        stem: Where to write, without the ending.
+        stem: Path of the pictures without the ending.
         title: Title.
     """
     tests = list(dict.fromkeys(row["test"] for row in rows))
@@ -282,7 +282,7 @@ def steps(rows: Sequence[Mapping[str, Any]], stem: Path, title: str) -> list[Pat
 
     Args:
         rows: With step, backend, macs, batch, ms, ms_low and ms_high.
-        stem: Where to write, without the ending.
+        stem: Path of the pictures without the ending.
         title: Title.
     """
     with figure(*_files(stem), size=(9, 0.42 * len(rows) + 1.2)) as page:
@@ -305,7 +305,7 @@ def steps(rows: Sequence[Mapping[str, Any]], stem: Path, title: str) -> list[Pat
 
 
 def _coarser(values: NDArray[np.floating[Any]], longest: int) -> NDArray[np.floating[Any]]:
-    """Averages over squares, so that no side is longer than `longest`; a remainder is left out."""
+    """Averages over squares, so that neither length exceeds `longest`; a remainder is left out."""
     step = -(-max(values.shape) // longest)
-    height, width = (side // step for side in values.shape)
+    height, width = (length // step for length in values.shape)
     return values[: height * step, : width * step].reshape(height, step, width, step).mean((1, 3))

@@ -25,7 +25,7 @@ class ReceptiveField:
 
     Attributes:
         energy: (H, W) float64: the magnitude of the gradient, summed over the image's channels, averaged over images.
-        images: How many.
+        images: Number of images.
     """
 
     energy: Tensor

@@ -22,14 +22,14 @@ def load_model(
     image_size: tuple[int, int] | None = None,
     device: torch.device | str = "cpu",
 ) -> nn.Module:
-    """A model in evaluation mode; with random weights unless told otherwise.
+    """A model in evaluation mode; by default with random weights.
 
     Args:
         name: One of `vmamba.list_models` or ``timm.list_models``; may be None where the checkpoint says it.
         checkpoint: Weights of one of our models, see `vmamba.zoo.model_from_checkpoint`.
         pretrained: Load the published weights, downloaded once.
         image_size: (H, W) for models that are built for one size (DeiT, Swin); others take any.
-        device: Where; ``"meta"`` for shapes alone.
+        device: Of the parameters; ``"meta"`` for shapes alone.
 
     Raises:
         OptionError: For an unknown name, or published weights that do not exist.

@@ -26,9 +26,9 @@ class Step:
     """One model on the way.
 
     Attributes:
-        name: What is new in it.
+        name: Of what is new in it.
         config: Its architecture.
-        backend: Which implementation of the scan runs.
+        backend: Of the scan.
     """
 
     name: str
@@ -88,8 +88,8 @@ def measure_steps(
         image_size: (H, W) in pixels.
         batch: Images per step.
         training: Time training steps instead of inference.
-        rounds: How often each is timed, at least 2.
-        device: Where to run.
+        rounds: Timed calls of each, at least 2.
+        device: Of the models.
 
     Raises:
         OptionError: For a wrong output, or fewer than 2 rounds.

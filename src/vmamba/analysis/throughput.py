@@ -84,10 +84,10 @@ def alternate(
     """Time every case `rounds` times, one call each in turn, the order reversed every other round.
 
     Args:
-        cases: What to call.
+        cases: Functions to call.
         rounds: Calls of each case that are timed.
         warmup: Calls of each case beforehand.
-        device: Where the cases run. On a GPU its own clock is read, before and after the call in its queue.
+        device: Of the cases. On a GPU its own clock is read, before and after the call in its queue.
         seconds: Stop after this time, but not before the third round.
         between: Called before every timed call, not timed, as to empty the caches.
     """
@@ -135,7 +135,7 @@ def measure(
         training: Time training steps instead of inference.
         rounds: Steps of each model that are timed; at least 2.
         channels_last: Give timm's models and their images channels-last memory; ours arrange theirs themselves.
-        device: Where to run.
+        device: Of the models.
 
     Raises:
         OptionError: For an unknown model, fewer than 2 rounds, or a wrong output, which is not timed.
@@ -256,7 +256,7 @@ def _peak_on_cuda(name: str, size: tuple[int, int], batch: int, training: bool, 
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, str]:
-    """What figures depend on, for the head of a report."""
+    """Facts that figures depend on, for the head of a report."""
     choice = select(torch.device(device))
     return {
         "date": time.strftime("%Y-%m-%d"),

@@ -40,7 +40,7 @@ def device(name: str | None) -> torch.device:
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
-    """What every command takes."""
+    """Add the options that every command takes."""
     parser.add_argument(
         "--quiet", action="store_true", help="print only errors, and results that are not written to a file"
     )

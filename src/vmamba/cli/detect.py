@@ -73,11 +73,11 @@ def run(options: argparse.Namespace) -> int:
         for path in bar.track(images, description="detecting"):
             with failures.of(path):
                 image = read_image(path, max_pixels=options.max_pixels)
-                found = detect(model, image, settings, score_threshold=options.score)
-                masks = functools.partial(found.image_masks, (image.height, image.width))
-                records = _records(path, found, masks(), classes)
+                detections = detect(model, image, settings, score_threshold=options.score)
+                masks = functools.partial(detections.image_masks, (image.height, image.width))
+                records = _records(path, detections, masks(), classes)
                 (picture,) = outputs[path]
-                draw_detections(picture, image, found.boxes, found.scores, found.labels, masks(), classes)
+                draw_detections(picture, image, detections, masks(), classes)
                 for record in records:
                     save(record)
                 show(records, [f"{path} → {picture}", *map(_line, records)])
@@ -96,9 +96,12 @@ def _settings(model: MaskRCNN, options: argparse.Namespace) -> Preprocessing:
     return dataclasses.replace(settings, image_size=image_size, max_size=max_size)
 
 
-def _records(path: Path, found: Detections, masks: Iterator[Tensor], classes: tuple[str, ...]) -> list[dict[str, Any]]:
+def _records(
+    path: Path, detections: Detections, masks: Iterator[Tensor], classes: tuple[str, ...]
+) -> list[dict[str, Any]]:
     """COCO's results, with file and class names in place of ids."""
-    objects = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), masks, strict=True)
+    numbers = (detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist())
+    objects = zip(*numbers, masks, strict=True)
     return [
         {
             "image": str(path),

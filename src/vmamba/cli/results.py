@@ -73,12 +73,12 @@ class Failures:
 def output_paths(
     images: Sequence[Path], folder: Path, endings: Sequence[str], others: Sequence[str], checkpoint: Path
 ) -> dict[Path, list[Path]]:
-    """Where the results of each image go: names unique over the call, none of them an input.
+    """Paths of the results of each image: unique over the call, none of them an input.
 
     Args:
         images: The inputs.
         folder: Of the results.
-        endings: What is appended to the stem of an image for each of its results: ``(".png", "_labels.png")``.
+        endings: Of each result of an image, appended to its stem: ``(".png", "_labels.png")``.
         others: Names of further files in the folder.
         checkpoint: Another input.
 

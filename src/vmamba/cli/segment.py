@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _inference(model: UperNet, options: argparse.Namespace) -> Inference:
-    """How to segment: as the checkpoint says, or as the published results were made, with the options' sizes."""
+    """The checkpoint's way to segment, or that of the published results, with the options' sizes."""
     settings = info_of(model).preprocessing
     inference = Inference() if settings is None else Inference.of(settings)
     image_size = options.image_size or inference.image_size

@@ -1,4 +1,4 @@
-"""What a model is used for."""
+"""Uses of a model: one room a task."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ def task_class(name: str) -> type[Task]:
         hint = f"do you mean {near[0]!r}?" if near else f"choose one of {', '.join(TASKS)}"
         raise OptionError(f"unknown task {name!r}; {hint}")
     module, attribute = TASKS[name]
-    found: type[Task] = getattr(import_module(module), attribute)
-    return found
+    task: type[Task] = getattr(import_module(module), attribute)
+    return task

@@ -52,7 +52,7 @@ def block(text: str) -> str:
 
 
 def last_block_of_third_stage(model: nn.Module) -> str:
-    """Where semantics and resolution meet; of a model with fewer stages the last block there is."""
+    """The block where semantics and resolution meet; of a model with fewer stages the last block there is."""
     blocks = list(ss2d_layers(model))
     return next((name for name in reversed(blocks) if name.startswith("stages.2.")), blocks[-1] if blocks else "")
 
@@ -93,7 +93,11 @@ def output_files(options: argparse.Namespace, name: str, table: str, inputs: Seq
 
 def add_image_size(parser: argparse.ArgumentParser, default: str = "224") -> None:
     parser.add_argument(
-        "--image-size", type=size, default=default, metavar="PIXELS", help=f"side, or HxW (default {default})"
+        "--image-size",
+        type=size,
+        default=default,
+        metavar="PIXELS",
+        help=f"one number, or HxW (default {default})",
     )
 
 

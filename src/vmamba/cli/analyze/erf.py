@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _cases(options: argparse.Namespace) -> dict[tuple[str, str], Callable[[], nn.Module]]:
-    """What creates each model, by (name, state of the weights)."""
+    """Functions that create the models, by (name, state of the weights)."""
     cases: dict[tuple[str, str], Callable[[], nn.Module]] = {}
     for name in options.models or (() if options.checkpoint else PEERS):
         create = functools.partial(load_model, name, image_size=options.image_size)

@@ -1,4 +1,4 @@
-"""What a classifier got right: top-1, top-5, loss, per class, confusion."""
+"""Accuracy of a classifier: top-1, top-5, loss, per class, confusion."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Accuracy:
 
     Args:
         num_classes: Classes.
-        device: Where the logits are.
+        device: Of the logits.
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:

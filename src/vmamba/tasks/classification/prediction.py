@@ -99,7 +99,7 @@ def predict(
         transform: See `eval_transform`.
         topk: Classes per image, at most all of them.
         batch_size: Images per forward pass.
-        device: Where to run.
+        device: Of the model.
         max_pixels: See `vmamba.data.images.read_image`.
         on_error: Called with an image that failed and the reason; the others are done. Without it the error is raised.
 
@@ -142,9 +142,9 @@ def class_names(num_classes: int, labels: Path | None = None, known: Sequence[st
     """Names of the classes: from a file, else the known ones, else ImageNet-1K's where there are 1000, else numbers.
 
     Args:
-        num_classes: How many there are.
+        num_classes: Number of classes.
         labels: Text file, one name per line.
-        known: What the checkpoint says, perhaps nothing.
+        known: Names in the checkpoint, perhaps none.
 
     Raises:
         DataError: If the file cannot be read or has another number of lines.

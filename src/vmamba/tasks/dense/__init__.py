@@ -1,1 +1,1 @@
-"""What detection and segmentation share."""
+"""Parts that detection and segmentation have in common."""

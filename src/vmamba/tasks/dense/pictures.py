@@ -6,7 +6,7 @@ import colorsys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,12 +35,23 @@ def colour(index: int) -> tuple[float, float, float]:
     return colorsys.hsv_to_rgb(hue, 0.55 + 0.4 * ((index * 7) % 3) / 2, 0.95 - 0.35 * ((index * 5) % 3) / 2)
 
 
+class ScoredBoxes(Protocol):
+    """Boxes (N, 4) as x1, y1, x2, y2, scores (N,) and labels (N,)."""
+
+    @property
+    def boxes(self) -> Tensor: ...
+
+    @property
+    def scores(self) -> Tensor: ...
+
+    @property
+    def labels(self) -> Tensor: ...
+
+
 def draw_detections(
     path: Path,
     image: Image.Image,
-    boxes: Tensor,
-    scores: Tensor,
-    labels: Tensor,
+    detections: ScoredBoxes,
     masks: Iterable[Tensor],
     classes: Sequence[str],
 ) -> None:
@@ -49,9 +60,7 @@ def draw_detections(
     Args:
         path: Of the picture.
         image: The image itself.
-        boxes: (N, 4) in its pixels.
-        scores: (N,).
-        labels: (N,).
+        detections: N boxes in its pixels.
         masks: N times bool (H, W).
         classes: Names.
     """
@@ -59,12 +68,13 @@ def draw_detections(
 
     small = _reduced(image)
     pixels = np.asarray(small, np.float32) / 255
-    for label, mask in zip(labels.tolist(), masks, strict=True):
+    for label, mask in zip(detections.labels.tolist(), masks, strict=True):
         inside = np.asarray(Image.fromarray(mask.cpu().numpy()).resize(small.size, Image.Resampling.NEAREST))
         pixels[inside] = 0.5 * pixels[inside] + 0.5 * np.asarray(colour(label), np.float32)
     with _canvas(path, pixels, image.size) as axis:
         text_height = 14 * max(image.size) / (72 * _INCHES)  # in pixels of the image
-        for (x1, y1, x2, y2), score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True):
+        numbers = (detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist())
+        for (x1, y1, x2, y2), score, label in zip(*numbers, strict=True):
             edge = colour(label)
             axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=edge, linewidth=1.6))
             axis.text(
@@ -128,7 +138,7 @@ def _canvas(path: Path, pixels: NDArray[np.floating], size: tuple[int, int], leg
 
     Args:
         path: Of the picture.
-        pixels: What is shown, float (h, w, 3) from 0 to 1.
+        pixels: Float (h, w, 3) from 0 to 1.
         size: Width and height of the original.
         legend: Lines of the legend beside it.
     """

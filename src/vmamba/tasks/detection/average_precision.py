@@ -89,8 +89,8 @@ def average_precision(
         stats = [float(v) for v in evaluation.stats[: len(_NAMES)]]
         numbers |= {f"{prefix}_{n}": 100 * v if v >= 0 else float("nan") for n, v in zip(_NAMES, stats, strict=True)}
         precision = evaluation.eval["precision"][:, :, :, 0, -1]  # overlap, recall, class
-        found = [precision[:, :, i] for i in range(len(names))]
-        per_class[prefix] = [100 * float(p[p > -1].mean()) if (p > -1).any() else float("nan") for p in found]
+        of_class = [precision[:, :, i] for i in range(len(names))]
+        per_class[prefix] = [100 * float(p[p > -1].mean()) if (p > -1).any() else float("nan") for p in of_class]
     if output is not None:
         with atomic_write(output / "detections.json") as file:
             file.write(json.dumps(list(results)).encode())

@@ -53,7 +53,7 @@ def decode(offsets: Tensor, references: Tensor, stds: Sequence[float], size: Seq
     Args:
         offsets: (N, K · 4), K sets per reference.
         references: (N, 4).
-        stds: What the offsets were divided by.
+        stds: Divisors of the offsets.
         size: Height and width of the image.
 
     Returns:

@@ -74,7 +74,7 @@ class MaskRCNN(nn.Module):
 
     Args:
         config: The architecture.
-        device: Where to create the parameters.
+        device: Of the parameters.
     """
 
     task: ClassVar[str] = "detection"
@@ -223,9 +223,9 @@ class MaskRCNN(nn.Module):
     def _sample(self, proposals: Tensor, target: Target) -> _Sample:
         """Draw proposals of one image to learn from; the true boxes are proposals, too."""
         truth = target["boxes"]
-        found = assign(proposals, truth, **_ROI_ASSIGNMENT)
+        of_proposals = assign(proposals, truth, **_ROI_ASSIGNMENT)
         boxes = torch.cat([truth, proposals])
-        assigned = torch.cat([torch.arange(len(truth), device=found.device), found])
+        assigned = torch.cat([torch.arange(len(truth), device=truth.device), of_proposals])
         positive, negative = sample(assigned, self.config.samples, pos_fraction=0.25)
         index = assigned[positive]
         background = torch.full_like(negative, len(self.config.classes))
@@ -270,12 +270,12 @@ class MaskRCNN(nn.Module):
 
 
 class _Sample(NamedTuple):
-    """What the second stage learns from one image: proposals, the positive ones first.
+    """Proposals of one image that the second stage learns from, the positive ones first.
 
     Attributes:
         boxes: (S, 4).
         labels: int64 (S,), the background last of the classes.
-        positives: How many of them are positive, P.
+        positives: Number of positive ones, P.
         offsets: Expected, (P, 4).
         masks: Expected, (P, 28, 28).
     """

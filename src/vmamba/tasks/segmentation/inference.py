@@ -23,12 +23,12 @@ _ROWS = 64
 
 @dataclass(frozen=True)
 class Inference:
-    """How images are segmented. The default is that of the published single-scale results on ADE20K.
+    """Settings of segmentation. The defaults are those of the published single-scale results on ADE20K.
 
     Attributes:
         image_size: Short side of the input in pixels; None for the image's own size.
         max_size: Limit of the long side.
-        window: Side of the windows that slide over the input; None to take it as a whole.
+        window: Height and width of the windows that slide over the input; None to take it as a whole.
         stride: From window to window.
         scales: Sizes of the input as multiples of `image_size`, or of the image where that is None, as in the
             published multi-scale results; probabilities are averaged.
@@ -70,13 +70,13 @@ class Inference:
             if self.image_size is not None:
                 size = rescale_size(size, int(self.image_size * scale), int(self.max_size * scale))
             elif scale != 1:
-                sides = [int(side * scale + 0.5) for side in size]
-                size = rescale_size(size, min(sides), max(sides))
+                lengths = [int(length * scale + 0.5) for length in size]
+                size = rescale_size(size, min(lengths), max(lengths))
             resized = image if size == tuple(image.shape[1:]) else resize_image(image, size)
             yield V.normalize(resized.float() / 255, list(self.mean), list(self.std))[None]
 
     def windows(self, size: Sequence[int]) -> int:
-        """How many times the network runs for an image of that height and width."""
+        """Runs of the network for an image of that height and width."""
         return sum(
             len(_starts(x, self.window, self.stride)) * len(_starts(y, self.window, self.stride)) * (1 + self.flip)
             for y, x in (i.shape[2:] for i in self.inputs(torch.empty(3, *size, device="meta", dtype=torch.uint8)))
@@ -105,7 +105,7 @@ def segment(
     Args:
         model: A `UperNet` or anything else that maps (1, 3, h, w) to logits (1, classes, h, w).
         image: uint8 (3, H, W), on the device of the model.
-        inference: How.
+        inference: Settings.
         on_window: Called after each run of the network.
 
     Returns:
@@ -149,15 +149,15 @@ def _bands(model: nn.Module, x: Tensor, inference: Inference, on_window: Callabl
             on_window()
         yield from resized_rows(coarse, x.shape[2:])
         return
-    side, height, width = inference.window, x.shape[2], x.shape[3]
-    columns = _starts(width, side, inference.stride)
-    tops = _starts(height, side, inference.stride)
+    window, height, width = inference.window, x.shape[2], x.shape[3]
+    columns = _starts(width, window, inference.stride)
+    tops = _starts(height, window, inference.stride)
     sums: Tensor | None = None  # of the rows that one row of windows covers
-    counts = torch.zeros(min(side, height), width, device=x.device)
+    counts = torch.zeros(min(window, height), width, device=x.device)
     for number, top in enumerate(tops):
-        rows = min(side, height)
+        rows = min(window, height)
         for left in columns:
-            right = min(left + side, width)
+            right = min(left + window, width)
             logits = model(x[:, :, top : top + rows, left:right]).float()
             if sums is None:
                 sums = logits.new_zeros((1, logits.shape[1], rows, width))
@@ -177,7 +177,7 @@ def _bands(model: nn.Module, x: Tensor, inference: Inference, on_window: Callabl
 
 
 def _starts(length: int, window: int | None, stride: int | None) -> list[int]:
-    """Where windows begin along a side; the last one ends with it."""
+    """Starts of the windows along an axis; the last window ends with it."""
     if window is None or window >= length:
         return [0]
     stride = stride or (2 * window) // 3
@@ -201,6 +201,6 @@ def resized_rows(logits: Tensor, size: Sequence[int]) -> Iterator[Tensor]:
         position = ((rows + 0.5) * (source / height) - 0.5).clamp(min=0)
         upper = position.floor().long().clamp(max=source - 1)
         lower = (upper + 1).clamp(max=source - 1)
-        share = (position - upper)[:, None].to(logits.dtype)
-        blended = logits[:, :, upper] * (1 - share) + logits[:, :, lower] * share
+        weight = (position - upper)[:, None].to(logits.dtype)
+        blended = logits[:, :, upper] * (1 - weight) + logits[:, :, lower] * weight
         yield resize(blended, (len(rows), width))

@@ -33,7 +33,7 @@ class MeanIoU:
         self.confusion += torch.bincount(cells, minlength=classes**2).view_as(self.confusion).cpu()
 
     def sum_over_processes(self) -> None:
-        """What all processes counted."""
+        """Add up the counts of all processes."""
         if dist.is_initialized():
             everywhere = [torch.zeros_like(self.confusion) for _ in range(dist.get_world_size())]
             dist.all_gather_object(everywhere, self.confusion)
@@ -45,7 +45,7 @@ class MeanIoU:
         return hits.double() / (truth + predicted - hits), hits.double() / truth
 
     def results(self) -> dict[str, float]:
-        """``miou``, ``macc`` (mean recall) and ``aacc`` (share of pixels), per cent.
+        """``miou``, ``macc`` (mean recall) and ``aacc`` (accuracy over pixels), per cent.
 
         Raises:
             DataError: If no pixel had a label.
@@ -53,8 +53,12 @@ class MeanIoU:
         if not self.confusion.any():
             raise DataError("there was no labelled pixel to evaluate on")
         iou, recall = self.per_class()
-        share = self.confusion.diagonal().sum().double() / self.confusion.sum()
-        return {"miou": 100 * float(iou.nanmean()), "macc": 100 * float(recall.nanmean()), "aacc": 100 * float(share)}
+        accuracy = self.confusion.diagonal().sum().double() / self.confusion.sum()
+        return {
+            "miou": 100 * float(iou.nanmean()),
+            "macc": 100 * float(recall.nanmean()),
+            "aacc": 100 * float(accuracy),
+        }
 
     def write(self, folder: Path, names: Sequence[str]) -> Path:
         """Write ``iou.csv``, one row per class; its path."""

@@ -47,7 +47,7 @@ class UperNet(nn.Module):
 
     Args:
         config: The architecture.
-        device: Where to create the parameters.
+        device: Of the parameters.
 
     Raises:
         OptionError: For a backbone with another number of stages than 4.
