@@ -142,14 +142,16 @@ def test_features_of_timm(stage_norms: bool) -> None:
     assert torch.equal(backbone.stem.conv1.weight, next(iter(features.state_dict().values())))
 
 
-def test_our_own_runs(model: VMamba, tmp_path: Path) -> None:
-    """What the training engine saves, with the average in a section of its own."""
+def test_our_own_runs(tmp_path: Path) -> None:
+    """What the training engine saves: the average in a section of its own, and the recipe, which tells the model."""
+    options = {"depths": [1, 1, 1, 1], "scan": "bidirectional"}  # which no registered model has
+    model = vmamba.create_model("vmamba_pico", num_classes=5, **options)
     average = timm.utils.ModelEmaV3(model)
     for parameter in average.module.parameters():
         parameter.data.mul_(0.5)
     content = {
         "format": 1,
-        "recipe": {"task": "classification", "model": "vmamba_pico"},
+        "recipe": {"task": "classification", "model": "vmamba_pico", "model_options": options},
         "position": {"step": 3},
         "model": model.state_dict(),
         "model_ema": average.module.state_dict(),
@@ -159,6 +161,7 @@ def test_our_own_runs(model: VMamba, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "step_00000003.pt")
     assert_model(tmp_path / "step_00000003.pt", model)
     assert_model(tmp_path / "step_00000003.pt", average.module, "model_ema")
+    assert model_from_checkpoint(tmp_path / "step_00000003.pt").config == model.config
 
 
 PREFIXES = ["", "module.", "_orig_mod.", "module._orig_mod.", "model.", "model.module.", "net.vmamba.", "vmamba."]

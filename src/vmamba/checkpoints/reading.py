@@ -68,10 +68,19 @@ def read_checkpoint(source: str | Path | Mapping[str, Any], weights: Weights = "
 
 def read_entries(source: str | Path | Mapping[str, Any], weights: Weights = "auto") -> Entries:
     """As `read_checkpoint`, the tensors of a file being `StoredTensor`: their values are not read yet."""
+    content = source if isinstance(source, Mapping) else read_file(Path(source))
+    return select_weights(content, weights, label_of(source))
+
+
+def select_weights(content: Mapping[str, Any], weights: Weights, label: str) -> Entries:
+    """The section of a checkpoint's content that holds the weights asked for.
+
+    Raises:
+        CheckpointError: If there is none.
+        OptionError: For another value of `weights`.
+    """
     if weights not in _SECTIONS:
         raise OptionError(f"weights must be one of {', '.join(_SECTIONS)}, got {weights!r}")
-    content = source if isinstance(source, Mapping) else read_file(Path(source))
-    label = label_of(source)
     for section in _SECTIONS[weights]:
         if isinstance(content.get(section), Mapping):
             content = content[section]

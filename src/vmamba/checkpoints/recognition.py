@@ -15,7 +15,7 @@ import torch
 
 from vmamba.checkpoints.info import ModelInfo, Task, info_path, read_info
 from vmamba.checkpoints.names import backbone_of, to_our_names
-from vmamba.checkpoints.reading import Entries, Weights, label_of, read_entries
+from vmamba.checkpoints.reading import Entries, Weights, label_of, read_file, select_weights
 from vmamba.errors import CheckpointError
 from vmamba.model.backbone import VMamba
 from vmamba.model.config import VMambaConfig
@@ -155,8 +155,25 @@ def open_checkpoint(source: str | Path | Mapping[str, Any] | Checkpoint, weights
     """
     if isinstance(source, Checkpoint):
         return source
-    entries = to_our_names(read_entries(source, weights))
-    return Checkpoint(label_of(source), entries, None if isinstance(source, Mapping) else read_info(source))
+    label = label_of(source)
+    content = source if isinstance(source, Mapping) else read_file(Path(source))
+    entries = to_our_names(select_weights(content, weights, label))
+    info = None if isinstance(source, Mapping) else read_info(source)
+    return Checkpoint(label, entries, info or _info_of_run(content))
+
+
+def _info_of_run(content: Mapping[str, Any]) -> ModelInfo | None:
+    """What a checkpoint of a run tells: its recipe names the model and the changes to it."""
+    recipe = content.get("recipe")
+    variant = VARIANTS.get(str(recipe.get("model"))) if isinstance(recipe, Mapping) else None
+    options = recipe.get("model_options") if isinstance(recipe, Mapping) else None
+    if variant is None or not isinstance(options, Mapping):
+        return None
+    try:
+        config = VMambaConfig.from_dict({**dataclasses.asdict(variant.config), **options})
+    except (ValueError, TypeError):  # somebody else's recipe
+        return None
+    return ModelInfo(architecture=dataclasses.asdict(config))
 
 
 def identify(backbone: Mapping[str, Any]) -> str | None:

@@ -55,9 +55,8 @@ def save_weights(
     info = dataclasses.replace(
         info, preprocessing=preprocessing or info.preprocessing, training=training or info.training
     )
-    _write(
-        info_path(path), info.to_json().encode(errors="backslashreplace")
-    )  # JSON's own escapes, for names that are not UTF-8
+    # Names that are not UTF-8 are written with JSON's own escapes.
+    _write(info_path(path), info.to_json().encode(errors="backslashreplace"))
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     _write(path, safetensors.torch.save(tensors, metadata={"format": "pt"}))
     return path
