@@ -34,6 +34,10 @@ SQUARE = [5, 5, 15, 5, 15, 15, 5, 15]
         (changed(bbox=[1, float("nan"), 3, 4]), "annotations[1].bbox[1] is NaN, not a finite number"),
         (changed(bbox=[1, float("inf"), 3, 4]), "annotations[1].bbox[1] is Infinity, not a finite number"),
         (changed(bbox={"x": 1}), 'annotations[1].bbox is {"x": 1}, not a list'),
+        (
+            changed(bbox=[1, 2, 1e30, 4]),
+            "annotations[1] (id 2).bbox reaches to x = 1e+30, far outside the image of 50×40",
+        ),
         (changed(bbox=None), "annotations[1].bbox is null, not a list"),
         (changed(image_id=None), "annotations[1].image_id is null, not a whole number"),
         (changed(image_id=2**70), "annotations[1].image_id is 1180591620717411303424, not less than or equal to"),

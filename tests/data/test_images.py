@@ -307,7 +307,7 @@ def test_truncated(tmp_path, suffix):
 
 
 def test_permission_denied(tmp_path, monkeypatch):
-    def denied(path):  # chmod would not stop root
+    def denied(path, **_):  # chmod would not stop root
         raise PermissionError(13, "Permission denied", str(path))
 
     (tmp_path / "a.png").touch()
@@ -363,6 +363,18 @@ def test_large_image_is_read_without_a_warning(tmp_path, monkeypatch):
     Image.new("RGB", (10, 10), RED).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)  # Pillow warns above it and refuses above twice as much
     np.testing.assert_array_equal(pixels(tmp_path / "a.png"), np.full((10, 10, 3), RED))
+
+
+def test_no_other_program_is_run(tmp_path, monkeypatch):
+    """Whatever its name, a file that only Ghostscript can draw is none of ours."""
+
+    def run(*_, **__):
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr("subprocess.Popen", run)
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with pytest.raises(ImageError, match="not an image of a format Pillow knows"):
+        read_image(tmp_path / "a.png")
 
 
 def test_files_are_closed(tmp_path):

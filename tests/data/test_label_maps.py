@@ -62,7 +62,7 @@ def test_maps_that_cannot_be_used(tmp_path: Path, values: Any, reason: str) -> N
         read_labels(path, TABLE)
     assert str(path) in str(error.value)
     path.write_bytes(b"II*\0")
-    with pytest.raises(ImageError, match="cannot read the label map"):
+    with pytest.raises(ImageError, match="cannot read the image"):
         read_labels(path, TABLE)
 
 

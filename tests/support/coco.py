@@ -45,7 +45,7 @@ def write_coco(folder: Path, change: Change = lambda content: None, split: str =
 
 
 def perfect_detections(file: CocoFile, image_ids: set[int]) -> list[dict[str, Any]]:
-    """Every object of some images with its box and mask (where it has none, all of its box)."""
+    """Every object of some images with its box and mask (where that has no pixel, all of its box)."""
     results = []
     ids = [category["id"] for category in file.categories]
     for image in file.images:
@@ -56,10 +56,10 @@ def perfect_detections(file: CocoFile, image_ids: set[int]) -> list[dict[str, An
             x, y, w, h = entry["bbox"]
             if min(w, h, x + w, y + h) <= 0 or x >= size[1] or y >= size[0]:  # nothing to be seen
                 continue
-            mask = torch.zeros(size, dtype=torch.bool)
-            mask[int(y) : int(y + h), int(x) : int(x + w)] = True
-            if entry.get("segmentation"):
-                mask = decode_mask(entry["segmentation"], *size).bool()
+            mask = decode_mask(entry["segmentation"], *size).bool() if entry.get("segmentation") else torch.zeros(size)
+            if not mask.any():
+                mask = torch.zeros(size, dtype=torch.bool)
+                mask[int(max(y, 0)) : int(y + h) + 1, int(max(x, 0)) : int(x + w) + 1] = True
             box, label = torch.tensor([[x, y, x + w, y + h]]), torch.tensor([ids.index(entry["category_id"])])
             results += as_results(image["id"], box, torch.tensor([0.9]), label, mask[None], ids)
     return results

@@ -14,7 +14,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from vmamba.data.annotations import AnnotationError, Faults, shown
 from vmamba.data.images import pixel_limit
-from vmamba.data.masks import polygon_fault, run_length_fault
+from vmamba.data.masks import far_outside, polygon_fault, run_length_fault
 
 T = TypeVar("T")
 
@@ -213,8 +213,12 @@ def _check_annotation(
     if entry["image_id"] not in sizes:
         faults.add(f"{place}.image_id is {entry['image_id']}, which none of the images has")
         return
-    segmentation: Any = entry.get("segmentation")
     height, width = sizes[entry["image_id"]]
+    x, y, w, h = entry["bbox"]
+    fault = far_outside(x, y, x + w, y + h, height, width)
+    if fault:
+        faults.add(f"{place}.bbox {fault}")
+    segmentation: Any = entry.get("segmentation")
     if isinstance(segmentation, dict):
         fault = run_length_fault(segmentation["size"], segmentation["counts"], height, width)
         if fault:

@@ -22,7 +22,7 @@ from PIL.Image import Transpose
 from vmamba.data.walk import by_ending, walk
 from vmamba.errors import ImageError
 
-# Formats that Pillow recognizes but decodes only with the help of another program, if at all.
+# Formats that Pillow recognizes but decodes only with the help of another program, if at all; it would run that.
 _UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 # Formats whose grey values of more than 8 bits Pillow scales to 16.
@@ -45,8 +45,14 @@ def image_endings() -> frozenset[str]:
 
     Every command and every kind of data set goes by this one list.
     """
-    formats = Image.registered_extensions()  # also loads the plugins that Image.OPEN lists
-    return frozenset(ending for ending, name in formats.items() if name in Image.OPEN and name not in _UNREADABLE)
+    formats = image_formats()
+    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in formats)
+
+
+def image_formats() -> list[str]:
+    """Pillow's names of the formats that are read: those that it decodes itself."""
+    Image.init()
+    return [name for name in Image.ID if name in Image.OPEN and name not in _UNREADABLE]
 
 
 def find_images(sources: Sequence[str | Path]) -> list[Path]:
@@ -102,21 +108,34 @@ def read_image(
         ImageError: For a file that is missing, not readable, not an image, empty, truncated or broken, has too many
             pixels, or is no ordinary file (a pipe would wait for a writer).
     """
+    with open_image(path, content, max_pixels=max_pixels) as image:
+        orientation = _orientation(image)
+        rgb = _rgb(image)
+    if exif_transpose and orientation in _TRANSPOSE:
+        rgb = rgb.transpose(_TRANSPOSE[orientation])
+    rgb.info.clear()  # it describes the pixels of the file; its orientation must not be applied again
+    return rgb
+
+
+@contextmanager
+def open_image(
+    path: str | Path, content: IO[bytes] | None = None, *, max_pixels: int | None = None
+) -> Iterator[Image.Image]:
+    """Open an image file and decode it as it is; the arguments are those of `read_image`.
+
+    Raises:
+        ImageError: If it cannot be read, or the ``with`` block fails.
+    """
     try:
         if content is None and not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
             raise ValueError("it is a pipe, socket or device, not a file")
         with _pixel_limit(max_pixels), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata and merely large images: the pixels are fine
-            with Image.open(content or path) as image:
-                image.load()  # before the orientation is asked for: TIFF files are turned upright by this
-                orientation = _orientation(image)
-                rgb = _rgb(image)
+            with Image.open(content or path, formats=image_formats()) as image:
+                image.load()  # TIFF files are turned upright by this, and have no orientation any more
+                yield image
     except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
         raise ImageError(f"cannot read the image {path}: {_reason(path, error, max_pixels)}") from error
-    if exif_transpose and orientation in _TRANSPOSE:
-        rgb = rgb.transpose(_TRANSPOSE[orientation])
-    rgb.info.clear()  # it describes the pixels of the file; its orientation must not be applied again
-    return rgb
 
 
 def read_image_of_size(path: str | Path, width: int, height: int) -> Image.Image:

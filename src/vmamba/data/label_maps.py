@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from vmamba.data.images import open_image
 from vmamba.errors import DataError, ImageError, OptionError
 
 #: Label of pixels without a class, after reading.
@@ -41,20 +41,16 @@ def label_table(classes: int, label_values: Sequence[int] | None = None) -> NDAr
     return table
 
 
-def read_values(path: Path) -> NDArray[np.integer]:
+def read_values(path: Path, *, max_pixels: int | None = None) -> NDArray[np.integer]:
     """The values of a label map, (height, width).
 
-    One channel of 1, 8 or 16 bits (a palette's indices), or several channels that are equal.
+    One channel of 1, 8 or 16 bits (a palette's indices), or several channels that are equal; at most `max_pixels`.
 
     Raises:
         ImageError: If it cannot be read, or has colours or other values.
     """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            mode, values = image.mode, np.array(image)
-    except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
-        raise ImageError(f"{path}: cannot read the label map: {' '.join(str(error).split())}") from None
+    with open_image(path, max_pixels=max_pixels) as image:
+        mode, values = image.mode, np.array(image)
     if mode in ("RGB", "RGBA") and (values[..., :3] == values[..., :1]).all():
         mode, values = "L", values[..., 0]
     if mode in ("LA", "PA"):
@@ -69,17 +65,18 @@ def read_values(path: Path) -> NDArray[np.integer]:
     return values
 
 
-def read_labels(path: Path, table: NDArray[np.uint16]) -> NDArray[np.uint8]:
+def read_labels(path: Path, table: NDArray[np.uint16], *, max_pixels: int | None = None) -> NDArray[np.uint8]:
     """The class of each pixel, `IGNORE_INDEX` for none; uint8 (height, width).
 
     Args:
         path: The label map.
         table: See `label_table`.
+        max_pixels: See `vmamba.data.images.read_image`.
 
     Raises:
         ImageError: If it cannot be read, or has a value that is no class.
     """
-    values = read_values(path)
+    values = read_values(path, max_pixels=max_pixels)
     labels = table[values]
     if (labels == _INVALID).any():
         refuse_unknown(path, np.unique(values), table)

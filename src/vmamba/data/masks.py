@@ -54,9 +54,17 @@ def polygon_fault(polygon: NDArray[np.float64], height: int, width: int) -> str 
     if count < 6:
         box = " (a box [x, y, width, height] belongs into bbox)" if count == 4 else ""
         return f"has {count} numbers; a polygon needs three points, 6 numbers{box}"
-    for values, size, axis in ((polygon[::2], width, "x"), (polygon[1::2], height, "y")):
-        low, high = values.min(), values.max()
-        if low < -size or high > 2 * size:  # far outside; drawing the line there would take memory without end
+    x, y = polygon[::2], polygon[1::2]
+    return far_outside(x.min(), y.min(), x.max(), y.max(), height, width)
+
+
+def far_outside(left: float, top: float, right: float, bottom: float, height: int, width: int) -> str | None:
+    """A description of a box that ends more than its image's size outside of it, or None.
+
+    To draw a line as far as that takes memory without end, and no annotation means it.
+    """
+    for low, high, size, axis in ((left, right, width, "x"), (top, bottom, height, "y")):
+        if low < -size or high > 2 * size:
             return f"reaches to {axis} = {low if low < -size else high:g}, far outside the image of {width}×{height}"
     return None
 

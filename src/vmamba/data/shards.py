@@ -226,8 +226,11 @@ def _read(urls: Iterable[str]) -> Iterator[dict[str, Any]]:
     from webdataset.tariterators import group_by_keys, tar_file_iterator
 
     for url in urls:
-        with gopen(url) as stream:
-            yield from group_by_keys({**member, "__url__": url} for member in tar_file_iterator(stream))
+        try:
+            with gopen(url) as stream:
+                yield from group_by_keys({**member, "__url__": url} for member in tar_file_iterator(stream))
+        except Exception as error:  # tarfile and openers of addresses raise nearly anything
+            raise DataError(f"{url}: cannot read the shard: {' '.join(str(error).split())}") from error
 
 
 def _shuffled(samples: Iterator[dict[str, Any]], generator: random.Random) -> Iterator[dict[str, Any]]:

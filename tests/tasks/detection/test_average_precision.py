@@ -86,11 +86,12 @@ def add(**values: Any) -> Change:
         lambda c: c["categories"][0].update(id=0) or [a.update(category_id=0) for a in c["annotations"]],
         lambda c: c["annotations"][0].update(iscrowd=True),
         lambda c: c["annotations"][0].pop("segmentation"),
+        lambda c: c["annotations"][0].update(segmentation=[[5, 5, 5, 15, 5, 10]]),
         add(bbox=[1, 1, 0, 5]),
         add(bbox=[60, 5, 10, 10]),
     ],
     ids=[
-        "as usual", "id 0", "ids twice", "no ids", "no areas", "image 0", "category 0", "crowd", "no mask",
+        "as usual", "id 0", "ids twice", "no ids", "no areas", "image 0", "category 0", "crowd", "no mask", "no pixel",
         "box without area", "box outside",
     ],
 )  # fmt: skip

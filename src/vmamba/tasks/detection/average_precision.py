@@ -118,11 +118,13 @@ def _dataset(truth: CocoFile, image_ids: set[int], *, masks: bool) -> dict[str, 
         if w <= 0 or h <= 0 or x >= width or y >= height or x + w <= 0 or y + h <= 0:
             continue
         mask: Any = entry.get("segmentation")
-        crowd = bool(entry.get("iscrowd", 0)) or (masks and not mask)
-        if not mask:
-            mask = [[x, y, x + w, y, x + w, y + h, x, y + h]]
-        elif not isinstance(mask, dict):
+        if mask and not isinstance(mask, dict):
             mask = [polygon.tolist() for polygon in mask]
+        if mask and not area(mask, height, width):
+            mask = None  # a polygon that has no pixel
+        crowd = bool(entry.get("iscrowd", 0)) or (masks and not mask)
+        x1, y1, x2, y2 = x - 1, y - 1, x + w + 1, y + h + 1
+        mask = mask or [[x1, y1, x2, y1, x2, y2, x1, y2]]
         size = entry.get("area")
         annotations.append(
             {

@@ -1,0 +1,266 @@
+"""Broken data of every kind, each read as a task would read it: it is refused in one line, or read rightly."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import random
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from support.coco import content, perfect_detections
+from support.fuzzing import mutate_bytes, mutate_json, mutate_value
+from vmamba.data.coco import CocoInstances, Split
+from vmamba.data.image_dataset import read_file
+from vmamba.data.image_folder import ImageFolder
+from vmamba.data.images import read_image
+from vmamba.data.label_maps import label_table, read_labels
+from vmamba.data.masks import encode_mask
+from vmamba.errors import ImageError, VMambaError
+from vmamba.tasks.detection.average_precision import average_precision
+
+#: Larger images are refused, so that thousands can be tried.
+MAX_PIXELS = 1 << 20
+#: Formats in which Pillow writes what it reads.
+FORMATS = ("png", "jpg", "gif", "bmp", "tiff", "webp", "ppm", "ico", "jp2", "tga", "pcx", "sgi", "dds", "icns")
+
+
+def refused(read: Callable[[], None]) -> bool:
+    """True where `read` ends in an error that a user can cause, in one short line; other errors are raised."""
+    try:
+        read()
+    except (VMambaError, OSError) as error:
+        message = str(error)
+        assert message
+        assert "\n" not in message, message
+        assert len(message) < 3000, message
+        return True
+    return False
+
+
+class CocoFuzzer:
+    """Annotation files, trained on and evaluated with a detector that makes no error.
+
+    Args:
+        folder: For the files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.split = Split(folder / "instances_val.json", folder / "val")
+        self.split.images.mkdir(parents=True)
+        self.content = content()
+        mask = torch.zeros(40, 50, dtype=torch.uint8)
+        mask[3:20, 10:30] = 1
+        runs = encode_mask(mask)
+        plain = {"size": [40, 50], "counts": [403, 17, *[23, 17] * 19, 820]}
+        for i, segmentation in ((7, runs), (8, plain)):
+            entry = {"image_id": i, "category_id": 3, "bbox": [10.0, 3.0, 20.0, 17.0], "iscrowd": i - 7}
+            self.content["annotations"].append({"id": i, "area": 340.0, "segmentation": segmentation, **entry})
+            Image.new("RGB", (50, 40)).save(self.split.images / f"{i}.png")
+        self.content["categories"].append({"id": 4, "name": "other"})
+        self._use(json.dumps(self.content).encode())
+
+    def run(self, rng: random.Random) -> bool:
+        """Try one; True where it was refused."""
+        self.split.annotations.write_bytes(mutate_json(rng, self.content))
+        return refused(lambda: self._use(self.split.annotations.read_bytes()))
+
+    def _use(self, text: bytes) -> None:
+        self.split.annotations.write_bytes(text)
+        evaluated = CocoInstances(self.split, training=False)
+        evaluated.summary("val")
+        seen = set()
+        for i in range(len(evaluated)):
+            try:
+                seen.add(evaluated[i]["id"])
+            except ImageError:
+                continue
+        numbers = average_precision(evaluated.file, perfect_detections(evaluated.file, seen), seen)
+        for name in ("box_ap", "mask_ap"):
+            assert math.isnan(numbers[name]) or numbers[name] > 99.9, numbers
+        trained = CocoInstances(self.split, training=True)
+        for i in range(len(trained)):
+            try:
+                sample = trained[i]
+            except ImageError:
+                continue
+            self._check(sample)
+
+    def _check(self, sample: dict[str, Any]) -> None:
+        height, width = sample["size"]
+        boxes = sample["boxes"]
+        assert boxes.isfinite().all()
+        assert (boxes[:, :2] >= 0).all()
+        assert (boxes[:, 2] <= width).all()
+        assert (boxes[:, 3] <= height).all()
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+        assert sample["masks"].shape == (len(boxes), height, width)
+        assert sample["masks"].max() <= 1
+
+
+class ImageFuzzer:
+    """Image files of every format that Pillow writes.
+
+    Args:
+        folder: For the files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "image"
+        noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+        self.files = []
+        for ending in FORMATS:
+            for mode in ("RGB", "P", "L", "I;16", "1", "CMYK", "RGBA"):
+                image = Image.fromarray(noise[..., 0].astype(np.uint16) * 257) if mode == "I;16" else None
+                buffer = io.BytesIO()
+                try:
+                    (image or Image.fromarray(noise).convert(mode)).save(
+                        buffer, Image.registered_extensions()[f".{ending}"], exif=_exif()
+                    )
+                except (OSError, ValueError, KeyError, TypeError):  # not in this mode
+                    continue
+                self.files.append(buffer.getvalue())
+
+    def run(self, rng: random.Random) -> bool:
+        """Try one; True where it was refused."""
+        self.path.write_bytes(mutate_bytes(rng, rng.choice(self.files)))
+        return refused(self._use)
+
+    def _use(self) -> None:
+        image = read_image(self.path, max_pixels=MAX_PIXELS)
+        assert image.mode == "RGB"
+        assert image.width * image.height <= MAX_PIXELS
+        assert np.asarray(image).shape == (image.height, image.width, 3)
+        assert not image.info
+
+
+def _exif() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+class LabelMapFuzzer:
+    """Label maps: those read hold nothing but classes.
+
+    Args:
+        folder: For the files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "labels.png"
+        values = np.random.default_rng(0).integers(0, 4, (24, 32), np.uint8)
+        self.files = []
+        for image in (
+            Image.fromarray(values),
+            Image.fromarray(values.astype(np.uint16)),
+            Image.fromarray(values % 2 > 0),
+        ):
+            for kind in ("PNG", "TIFF", "BMP"):
+                buffer = io.BytesIO()
+                try:
+                    image.save(buffer, kind)
+                except OSError:  # not in this mode
+                    continue
+                self.files.append(buffer.getvalue())
+
+    def run(self, rng: random.Random) -> bool:
+        """Try one; True where it was refused."""
+        self.path.write_bytes(mutate_bytes(rng, rng.choice(self.files)))
+        return refused(self._use)
+
+    def _use(self) -> None:
+        labels = read_labels(self.path, label_table(3), max_pixels=MAX_PIXELS)
+        assert labels.ndim == 2
+        assert set(np.unique(labels).tolist()) <= {0, 1, 2, 255}
+
+
+class TarFuzzer:
+    """Tar files of class folders, and tar files within.
+
+    Args:
+        folder: For the files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "train.tar"
+        picture = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(picture, "PNG")
+        self.whole = _tar({f"{name}/{i}.png": picture.getvalue() for name in ("cat", "dog", "é" * 120) for i in (1, 2)})
+        self.whole = _tar({"cat/1.png": picture.getvalue(), "dog.tar": self.whole})
+
+    def run(self, rng: random.Random) -> bool:
+        """Try one; True where it was refused."""
+        self.path.write_bytes(mutate_bytes(rng, self.whole))
+        return refused(self._use)
+
+    def _use(self) -> None:
+        files = ImageFolder(self.path)
+        assert len(files) == len(files.labels) > 0
+        assert set(files.labels.tolist()) == set(files.classes.values())
+        for i in range(len(files)):
+            refused(lambda i=i: read_file(files, i))  # type: ignore[misc]
+
+
+def _tar(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+class RecipeFuzzer:
+    """Recipes: those that are accepted survive being written and read again.
+
+    Args:
+        folder: For the files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from vmamba.training.recipe import list_recipes, load_recipe
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path, self.load = folder / "recipe.yaml", load_recipe
+        self.recipes = [load_recipe(name).as_dict() for name in list_recipes()]
+
+    def run(self, rng: random.Random) -> bool:
+        """Try one; True where it was refused."""
+        import yaml
+
+        values = rng.choice(self.recipes)
+        text = yaml.safe_dump(mutate_value(rng, values), allow_unicode=True).encode("utf-8", "replace")
+        self.path.write_bytes(text if rng.random() < 0.8 else mutate_bytes(rng, yaml.safe_dump(values).encode()))
+        return refused(self._use)
+
+    def _use(self) -> None:
+        recipe = self.load(str(self.path))
+        self.path.write_text(recipe.to_yaml(), encoding="utf-8")
+        assert self.load(str(self.path)) == recipe
+
+
+#: Kind of input → what tries it.
+KINDS: dict[str, Callable[[Path], Any]] = {
+    "coco": CocoFuzzer,
+    "image": ImageFuzzer,
+    "label_map": LabelMapFuzzer,
+    "tar": TarFuzzer,
+    "recipe": RecipeFuzzer,
+}
+
+
+def generator(kind: str, seed: int, number: int) -> random.Random:
+    """The random numbers of one input, whatever was tried before it."""
+    return random.Random(f"{kind}/{seed}/{number}")
