@@ -1,31 +1,32 @@
-"""A first look: train `vmamba_pico` on handwritten digits, save it, and draw what it sees.
+"""A first look: train `vmamba_pico` on handwritten digits as anyone would train on photographs, and draw what it sees.
 
 The digits are the 1797 images of 8×8 pixels that ship inside scikit-learn, so nothing is downloaded.
 """
 
 from __future__ import annotations
 
-import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
 
-from vmamba.checkpoints.saving import save_weights
-from vmamba.model.backbone import VMamba
-from vmamba.tasks.classification.prediction import eval_transform
-from vmamba.zoo import create_model
+from vmamba.checkpoints.info import info_of
+from vmamba.data.images import find_images, read_image
+from vmamba.errors import MissingPackageError
+from vmamba.plots import figure
+from vmamba.progress import remark
+from vmamba.tasks.classification.prediction import Prediction, eval_transform, predict
+from vmamba.training.distributed import Processes
+from vmamba.training.loop import train
+from vmamba.training.recipe_files import load_recipe
+from vmamba.zoo import model_from_checkpoint
 
-IMAGE_SIZE = 32
-TEST_SHARE = 0.2
-BATCH_SIZE = 64
+#: Of the recipe `scratch`: enough for digits, and quick.
+SETTINGS = {"model": "vmamba_pico", "image_size": 32, "warmup_epochs": 0.5, "workers": 0}
 SHOWN = 24
 
 
@@ -34,132 +35,101 @@ class DemoFiles:
     """What the demo leaves behind.
 
     Attributes:
-        weights: The trained model, with its configuration beside it.
-        labels: Class names.
-        images: Folder of held-out digits.
-        picture: Drawing of predictions.
-        accuracy: Share of the test images that were classified correctly.
+        weights: The trained model, with its description beside it.
+        images: Folder of the held-out digits that it is least sure of.
+        picture: Drawing of these, with predictions.
+        accuracy: Fraction of the held-out digits that are classified correctly.
     """
 
     weights: Path
-    labels: Path
     images: Path
     picture: Path
     accuracy: float
 
 
-def run(output: Path, *, epochs: int = 30, seed: int = 0) -> DemoFiles:
-    """Train, test, save and draw.
+def run(output: Path, *, epochs: int = 30, seed: int = 0, device: torch.device | None = None) -> DemoFiles:
+    """Write the digits as class folders, train, and look at the predictions for those held out.
 
     Args:
-        output: Folder for the results, created if need be.
+        output: Folder for everything. A demo that was stopped there goes on, a finished one is only shown.
         epochs: Passes over the 1437 training images.
         seed: Of the weights, the order of the images and the augmentation; the split is always the same.
+        device: Where to train; None for the CPU.
 
     Raises:
-        ValueError: If scikit-learn or matplotlib are not installed.
+        MissingPackageError: If scikit-learn or matplotlib are not installed.
+    """
+    digits = write_digits(output / "digits")
+    recipe = load_recipe("scratch", {**SETTINGS, "data": digits, "epochs": epochs, "seed": seed})
+    train(recipe, output / "run", Processes(device or torch.device("cpu")), resume="auto")
+
+    weights = output / "run" / "weights" / "model.safetensors"
+    model = model_from_checkpoint(weights)
+    names = info_of(model).class_names
+    paths = find_images([digits / "val"])
+    predictions = list(predict(model, paths, transform=eval_transform(model), topk=1, batch_size=64))
+    right = [names[p.classes[0]] == _truth(p.path) for p in predictions]
+    accuracy = sum(right) / len(right)
+    remark(f"accuracy on {len(right)} held-out digits: {accuracy:.1%}")
+
+    hardest = sorted(predictions, key=lambda p: p.probabilities[0])[:SHOWN]
+    files = DemoFiles(weights, output / "images", output / "predictions.png", accuracy)
+    shutil.rmtree(files.images, ignore_errors=True)
+    files.images.mkdir()
+    for prediction in hardest:
+        shutil.copy(prediction.path, files.images / f"digit_{prediction.path.stem}_is_{_truth(prediction.path)}.png")
+    draw(files.picture, hardest, accuracy)
+    remark(f"wrote the {SHOWN} hardest held-out digits into {files.images}, a picture of them: {files.picture}")
+    return files
+
+
+def write_digits(folder: Path) -> Path:
+    """Write scikit-learn's digits, 64×64 pixels, as ``train/CLASS/*.png`` and a fifth of them as ``val/CLASS/*.png``.
+
+    Raises:
+        MissingPackageError: If scikit-learn is not installed.
     """
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     except ImportError:
-        raise ValueError("the demo needs scikit-learn and matplotlib: pip install 'vmamba[demo]'") from None
-
-    torch.manual_seed(seed)
-    model = cast(VMamba, create_model("vmamba_pico", num_classes=10, drop_path_rate=0.05))
+        raise MissingPackageError("scikit-learn", "demo") from None
     digits = load_digits()
-    images = [_picture(pixels) for pixels in digits.images]
-    transform = eval_transform(model, IMAGE_SIZE)
-    x, y = torch.stack([transform(image) for image in images]), torch.from_numpy(digits.target)
-    train, test = train_test_split(np.arange(len(y)), test_size=TEST_SHARE, random_state=0, stratify=digits.target)
+    splits = train_test_split(np.arange(len(digits.target)), test_size=0.2, random_state=0, stratify=digits.target)
+    for split, chosen in zip(("train", "val"), splits, strict=True):
+        for i in chosen:
+            path = folder / split / str(digits.target[i]) / f"{i:04d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _picture(digits.images[i]).save(path)
+    return folder
 
-    print(f"training vmamba_pico on {len(train)} handwritten digits, {epochs} epochs")
-    _train(model, x[train], y[train], epochs)
-    probabilities = _probabilities(model, x[test])
-    accuracy = float((probabilities.argmax(1) == y[test]).float().mean())
-    print(f"accuracy on {len(test)} held-out digits: {accuracy:.1%}")
 
-    files = DemoFiles(
-        output / "vmamba_pico_digits.safetensors",
-        output / "labels.txt",
-        output / "images",
-        output / "predictions.png",
-        accuracy,
-    )
-    save_weights(model, files.weights)
-    files.labels.write_text("\n".join(map(str, digits.target_names)) + "\n")
-    files.images.mkdir(exist_ok=True)
-    hardest = probabilities.amax(1).argsort()[:SHOWN]
-    shown = test[hardest]
-    for i in shown:
-        images[i].save(files.images / f"digit_{i:04d}_is_{digits.target[i]}.png")
-    _draw(files.picture, [images[i] for i in shown], y[shown], probabilities[hardest], accuracy)
-    print(f"wrote {files.weights}, the {SHOWN} hardest held-out digits in {files.images}, a picture: {files.picture}")
-    return files
+def draw(path: Path, predictions: list[Prediction], accuracy: float) -> None:
+    """Draw digits with what they are taken for, mistakes in bold.
+
+    Raises:
+        MissingPackageError: If matplotlib is not installed.
+    """
+    with figure(path, size=(9, 7.2), extra="demo", dpi=120) as picture:
+        title = (
+            f"The {len(predictions)} held-out digits that vmamba_pico is least sure of · {accuracy:.1%} correct overall"
+        )
+        picture.suptitle(title)
+        for axis, prediction in zip(picture.subplots(4, SHOWN // 4).flat, predictions, strict=True):
+            guess, truth = str(prediction.classes[0]), _truth(prediction.path)
+            axis.imshow(read_image(prediction.path))
+            axis.axis("off")
+            verdict = f"{guess}  ({prediction.probabilities[0]:.0%})" + ("" if guess == truth else f"\nis {truth}")
+            weight, colour = ("normal", "black") if guess == truth else ("bold", "#D55E00")
+            axis.set_title(verdict, fontsize=11, color=colour, fontweight=weight)
+
+
+def _truth(path: Path) -> str:
+    """The class of an image: its folder."""
+    return path.parent.name
 
 
 def _picture(pixels: NDArray[np.float64]) -> Image.Image:
     """8×8 ink from 0 to 16 → 64×64 RGB, dark ink on white."""
     grey = (255 - pixels * (255 / 16)).round().astype(np.uint8)
     return Image.fromarray(grey).resize((64, 64), Image.Resampling.BICUBIC).convert("RGB")
-
-
-def _train(model: nn.Module, x: Tensor, y: Tensor, epochs: int) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
-    steps = epochs * (len(x) // BATCH_SIZE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps, pct_start=0.2)
-    model.train()
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-    with Progress(*columns) as progress:
-        task = progress.add_task("loss –", total=steps, rate="")
-        for _ in range(epochs):
-            order = torch.randperm(len(x))[: steps // epochs * BATCH_SIZE]
-            for batch in order.view(-1, BATCH_SIZE):
-                loss = F.cross_entropy(model(_jitter(x[batch])), y[batch], label_smoothing=0.1)
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-                optimizer.step()
-                schedule.step()
-                speed = progress.tasks[task].speed or math.nan
-                progress.update(
-                    task, advance=1, description=f"loss {loss.item():.3f}", rate=f"{speed * BATCH_SIZE:4.0f} images/s"
-                )
-
-
-def _jitter(x: Tensor) -> Tensor:
-    """Rotate, scale and shift every image a little: (B, 3, S, S) → (B, 3, S, S)."""
-    angle = torch.empty(len(x)).uniform_(-0.2, 0.2)
-    scale = torch.empty(len(x)).uniform_(0.9, 1.1)
-    cosine, sine = scale * angle.cos(), scale * angle.sin()
-    shift = torch.empty(len(x), 2, 1).uniform_(-0.12, 0.12)
-    rotation = torch.stack([cosine, -sine, sine, cosine], dim=1).view(-1, 2, 2)
-    grid = F.affine_grid(torch.cat([rotation, shift], dim=2), list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
-
-
-@torch.inference_mode()
-def _probabilities(model: nn.Module, x: Tensor) -> Tensor:
-    model.eval()
-    return torch.cat([model(batch).softmax(1) for batch in x.split(BATCH_SIZE)])
-
-
-def _draw(path: Path, images: list[Image.Image], truth: Tensor, probabilities: Tensor, accuracy: float) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, grid = plt.subplots(4, SHOWN // 4, figsize=(9, 7.2), layout="constrained")
-    figure.suptitle(f"The {SHOWN} held-out digits that vmamba_pico is least sure of · {accuracy:.1%} correct overall")
-    for axis, image, label, row in zip(grid.flat, images, truth.tolist(), probabilities, strict=True):
-        probability, guess = row.max(0)
-        right = int(guess) == label
-        axis.imshow(image)
-        axis.axis("off")
-        verdict = f"{int(guess)}  ({probability:.0%})" + ("" if right else f"\nis {label}")
-        axis.set_title(
-            verdict, fontsize=11, color="black" if right else "#D55E00", fontweight="normal" if right else "bold"
-        )
-    figure.savefig(path, dpi=120)
-    plt.close(figure)

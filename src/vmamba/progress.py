@@ -56,6 +56,11 @@ def quiet(enable: bool = True) -> Iterator[None]:
         _quiet = before
 
 
+def is_quiet() -> bool:
+    """True inside `quiet`."""
+    return _quiet
+
+
 def remark(text: object) -> None:
     """Print a line for people, unless it is to be quiet: what was written where, and the like."""
     if not _quiet:

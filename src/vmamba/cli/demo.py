@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmamba import demo
-from vmamba.cli.arguments import positive
+from vmamba.cli.arguments import add_device, device, positive
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
@@ -18,14 +19,14 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--output", type=Path, default=Path("demo"), metavar="FOLDER", help="default: demo")
     parser.add_argument("--epochs", type=positive, default=30, help="default 30, about two minutes on two cores")
     parser.add_argument("--seed", type=int, default=0)
+    add_device(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    files = demo.run(options.output, epochs=options.epochs, seed=options.seed)
-    again = ["predict", str(files.images), "--checkpoint", str(files.weights), "--labels", str(files.labels)]
-    again += ["--image-size", str(demo.IMAGE_SIZE), "--topk", "2"]
-    print(f"\nThe saved model on the held-out images, as anyone would run it:\n\n  vmamba {' '.join(again)}\n")
+    files = demo.run(options.output, epochs=options.epochs, seed=options.seed, device=device(options.device))
+    again = ["predict", str(files.images), "--checkpoint", str(files.weights), "--topk", "2"]
+    print(f"\nThe saved model on these digits, as anyone would run it:\n\n  vmamba {shlex.join(again)}\n")
     from vmamba.cli import main  # which imports this module
 
     return main(again)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from vmamba.data.summary import DataSummary
-from vmamba.progress import progress_bar
-from vmamba.terminal import console, printable
+from vmamba.progress import is_quiet, progress_bar, remark
+from vmamba.terminal import console
 from vmamba.training.curves import draw_curves
 from vmamba.training.tables import Table
 from vmamba.training.trainer import Trainer
@@ -152,19 +152,19 @@ class TensorBoard:
 
 
 def say(text: str) -> None:
-    """Print a line; a name that the terminal cannot show, or a reader that has gone, ends no run."""
-    line = printable(text)
+    """Print a line, unless it is to be quiet; what the terminal cannot show, or a reader that has gone, ends no run."""
     with suppress(OSError):
         try:
-            print(line, flush=True)
+            remark(text)
         except UnicodeEncodeError:
-            print(line.encode("ascii", "backslashreplace").decode(), flush=True)
+            remark(text.encode("ascii", "backslashreplace").decode())
 
 
 def show(summary: DataSummary) -> None:
     """Print what a data set holds."""
-    with suppress(OSError, UnicodeEncodeError):
-        console().print(summary.render())
+    if not is_quiet():
+        with suppress(OSError, UnicodeEncodeError):
+            console().print(summary.render())
 
 
 def memory_gb(device: torch.device) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import warnings
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -10,7 +11,7 @@ import yaml
 from pydantic import Field, Strict, model_validator
 
 from vmamba.errors import OptionError
-from vmamba.settings import Integers, Text, nearest
+from vmamba.settings import Integers, Settings, Text, nearest
 from vmamba.tasks import task_class
 from vmamba.tasks.protocol import TaskRecipe
 
@@ -100,14 +101,11 @@ class Recipe(TaskRecipe):
                 warnings.warn(f"the recipe's field {old!r} is now {new!r}", FutureWarning, stacklevel=2)
                 values = {new if name == old else name: value for name, value in values.items()}
         task, options = values.get("task", "classification"), values.get("options")
-        if not isinstance(task, str):
+        if not isinstance(task, str) or isinstance(options, Settings):
             return values
-        kind = task_class(task).Options
-        if isinstance(options, Mapping) or options is None:
-            return {**values, "options": kind.of(options or {})}
-        if not isinstance(options, kind):
-            raise OptionError(f"options must be a mapping, got {options!r}")
-        return values
+        if options is not None and not isinstance(options, Mapping):
+            raise OptionError(f"options must be a mapping, got {reprlib.repr(options)}")
+        return {**values, "options": task_class(task).Options.of(options or {})}
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
@@ -157,7 +155,7 @@ def override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
 
 def differences(saved: Mapping[str, Any], now: Recipe) -> dict[str, tuple[Any, Any]]:
     """Fields that decide what is computed → their values in a run's saved recipe and in another one."""
-    defaults = _flat(type(now)(task=now.task).as_dict())
+    defaults = _flat(Recipe.model_construct(options=type(now.options).model_construct()).model_dump(mode="json"))
     before, after = {**defaults, **_flat(saved)}, _flat(now.as_dict())
     names = [n for n in before if n.split(".")[0] not in FREE_TO_CHANGE and before[n] != after.get(n)]
     return {name: (before[name], after.get(name)) for name in names}

@@ -33,7 +33,10 @@ class Perfect(nn.Module):
 def task(root: Path, change: Change = lambda content: None) -> Detection:
     for split in ("train", "val"):
         write_coco(root, change, split)
-    return Detection(Job(str(root), "vmamba_pico", batch_size=2), DetectionOptions(image_size=32, max_size=64))
+    job = Job(data=str(root), model="vmamba_pico", batch_size=2, workers=0)
+    detection = Detection(job, DetectionOptions(image_size=32, max_size=64))
+    detection.setup()
+    return detection
 
 
 def average_precisions(task: Detection) -> list[float]:
@@ -75,6 +78,4 @@ def test_splits_with_other_categories(tmp_path: Path) -> None:
     content["categories"][0]["name"] = "other thing"
     path.write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"differ in their categories, 3 \((other )?thing\) first"):
-        different.summary()
-    with pytest.raises(DataError, match="differ in their categories"):
-        different.train_loader()
+        different.setup()

@@ -11,11 +11,12 @@ import torch
 from rich.table import Table
 
 from vmamba.analysis import draw
-from vmamba.analysis.scans import PATTERNS, TASKS, Outcome, accuracy, summary, train, untrained
 from vmamba.checkpoints.saving import save_weights
 from vmamba.cli.analyze.arguments import output_files, report
 from vmamba.cli.arguments import add_output, positive
 from vmamba.progress import progress_bar
+from vmamba.studies.problems import PROBLEMS
+from vmamba.studies.scans import PATTERNS, Outcome, ScanOptions, accuracy, summary, train_pattern
 from vmamba.tables import Row, write_csv
 from vmamba.terminal import console
 
@@ -31,7 +32,7 @@ def add_to(commands: Commands) -> None:
         "scans", help="train the scan patterns alike on built-in tasks and compare them", epilog=EXAMPLES
     )
     parser.add_argument(
-        "--tasks", nargs="+", choices=TASKS, default=("direction", "digits"), help="default: direction digits"
+        "--tasks", nargs="+", choices=PROBLEMS, default=("direction", "digits"), help="default: direction digits"
     )
     parser.add_argument("--patterns", nargs="+", choices=PATTERNS, default=PATTERNS, help="default: all")
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="models per pattern (default 3)")
@@ -45,21 +46,23 @@ def run(options: argparse.Namespace) -> int:
     weights: list[Path] = []
     target, stem = output_files(options, "scans", ".csv")
     head = {"steps": str(options.steps), "torch": torch.__version__}
-    # Seed by seed, each model written down when it is done: an interrupted study is a smaller study.
+    # Seed by seed, each model written down when it is done: an interrupted study is a smaller study, and goes on.
     runs = [(seed, pattern) for seed in range(options.seeds) for pattern in options.patterns]
-    with progress_bar("steps") as bar:
-        bar_task = bar.add_task("", total=len(options.tasks) * len(runs) * options.steps)
+    with progress_bar("models") as bar:
+        bar_task = bar.add_task("", total=len(options.tasks) * len(runs))
         for name in options.tasks:
             bar.update(bar_task, description=f"drawing {name}")
-            task = TASKS[name]()
+            problem = PROBLEMS[name]()
             for seed, pattern in runs:
-                model = untrained(pattern, task, seed)
-                for loss in train(model, task, steps=options.steps, seed=seed):
-                    bar.update(bar_task, advance=1, description=f"{name} {pattern} seed {seed} loss {loss:.3f}")
-                outcomes += [Outcome(t, pattern, seed, accuracy(model, examples)) for t, examples in task.tests.items()]
+                bar.update(bar_task, description=f"{name} {pattern} seed {seed}")
+                folder = options.output / "runs" / f"{name}_{pattern}_seed{seed}_{options.steps}_steps"
+                chosen = ScanOptions(problem=name, scan=pattern, steps=options.steps)
+                model = train_pattern(problem, chosen, seed, folder)
+                outcomes += [Outcome(t, pattern, seed, accuracy(model, test)) for t, test in problem.tests.items()]
                 write_csv(target, _rows(outcomes), head)
                 if seed == 0:
                     weights.append(save_weights(model, options.output / f"{name}_{pattern}.safetensors"))
+                bar.advance(bar_task)
     rows = summary(outcomes)
     table = Table(*rows[0], title="accuracy on test images, %")
     for row in rows:

@@ -94,11 +94,12 @@ class Detection:
 
     def setup(self, *, training: bool = True) -> None:
         options = self.options
-        transform = detection_evaluation(options.image_size, options.max_size)
-        self.val_data = self._open("val", training=False, transform=transform)
         if training:
             transform = detection_training(options.augmentation, options.image_size, options.max_size)
             self.train_data = self._open("train", training=True, transform=transform)
+        transform = detection_evaluation(options.image_size, options.max_size)
+        self.val_data = self._open("val", training=False, transform=transform)
+        if training:
             self._check_categories()
 
     def _open(self, split: str, **options: Any) -> CocoInstances:

@@ -1,0 +1,1 @@
+"""Studies that train models of their own to answer a question."""
