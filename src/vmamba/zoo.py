@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -149,9 +148,9 @@ def create_model(
     if pretrained:
         raise OptionError("give either pretrained=True or a checkpoint, not both")
     opened = open_checkpoint(checkpoint)
+    overrides = {"in_chans": opened.in_chans, **overrides}
     if opened.num_classes:
         overrides.setdefault("num_classes", opened.num_classes)
-    overrides.setdefault("in_chans", opened.in_chans)
     model = timm.create_model(name, **overrides)
     load_weights(model, adapted(opened, in_chans=overrides["in_chans"], num_classes=overrides.get("num_classes")))
     if isinstance(model, VMamba):  # not a feature extractor
@@ -188,11 +187,9 @@ def model_from_checkpoint(
     """
     opened = open_checkpoint(checkpoint, weights)
     opened.expect("classification")
-    if name is not None:
-        config = architecture_of(name)
-    architecture = opened.architecture(config)
+    architecture = opened.architecture(config if name is None else architecture_of(name))
     classes = overrides.pop("num_classes", architecture.num_classes)
-    architecture = override(architecture, overrides)
+    architecture = architecture.override(overrides)
     with torch.device("meta"):
         model = VMamba(architecture)
     load_weights(model, adapted(opened, in_chans=architecture.in_chans))
@@ -200,15 +197,3 @@ def model_from_checkpoint(
         model.reset_classifier(classes)
     attach_info(model, opened.info)
     return model
-
-
-def override(config: VMambaConfig, overrides: Mapping[str, Any]) -> VMambaConfig:
-    """`config` with other values of some fields.
-
-    Raises:
-        OptionError: For unknown names (the nearest is suggested) and impossible values.
-    """
-    try:
-        return VMambaConfig.from_dict({**dataclasses.asdict(config), **overrides})
-    except (ValueError, TypeError) as error:
-        raise OptionError(str(error)) from None

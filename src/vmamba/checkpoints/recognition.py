@@ -170,7 +170,7 @@ def _info_of_run(content: Mapping[str, Any]) -> ModelInfo | None:
     if variant is None or not isinstance(options, Mapping):
         return None
     try:
-        config = VMambaConfig.from_dict({**dataclasses.asdict(variant.config), **options})
+        config = variant.config.override(options)
     except (ValueError, TypeError):  # somebody else's recipe
         return None
     return ModelInfo(architecture=dataclasses.asdict(config))

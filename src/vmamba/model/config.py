@@ -186,6 +186,14 @@ class VMambaConfig:
                 )
         return cls(**values)
 
+    def override(self, options: Mapping[str, Any]) -> VMambaConfig:
+        """The same with other values of some fields.
+
+        Raises:
+            OptionError: For unknown names (the nearest is suggested) and impossible values.
+        """
+        return self.from_dict({**dataclasses.asdict(self), **options})
+
     @classmethod
     def from_author_options(cls, options: Mapping[str, Any]) -> VMambaConfig:
         """Build from the constructor options of the authors' ``VSSM`` (``forward_type``, ``ssm_d_state``, …).

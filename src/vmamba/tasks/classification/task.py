@@ -31,7 +31,7 @@ from vmamba.tasks.classification.data import ClassificationData
 from vmamba.tasks.classification.options import ClassificationOptions
 from vmamba.tasks.classification.prediction import evaluation_transform
 from vmamba.tasks.protocol import Job, Loader, Metric, require_rgb
-from vmamba.zoo import architecture_of, create_model, model_from_checkpoint, override
+from vmamba.zoo import architecture_of, create_model, model_from_checkpoint
 
 #: Height and width of the input where neither images nor weights say otherwise.
 DEFAULT_SIZE = 224
@@ -132,7 +132,7 @@ class Classification:
             architecture = checkpoint.architecture(architecture)
         if architecture is None:
             raise OptionError("which model? give --model NAME; 'vmamba models' lists them")
-        require_rgb(override(architecture, options))
+        require_rgb(architecture.override(options))
         if checkpoint is None:
             return create_model(str(job.model), pretrained=job.pretrained, **options)
         model = model_from_checkpoint(checkpoint, job.model, **job.model_options)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from vmamba.errors import OptionError
 from vmamba.model.backbone import VMamba
 from vmamba.model.config import VMambaConfig
 from vmamba.tasks.protocol import Job
-from vmamba.zoo import architecture_of, create_model, override
+from vmamba.zoo import architecture_of, create_model
 
 
 def job_checkpoint(job: Job) -> Checkpoint | None:
@@ -33,7 +33,7 @@ def backbone_config(job: Job, checkpoint: Checkpoint | None) -> VMambaConfig:
         config = checkpoint.architecture()
     else:
         raise OptionError("which backbone? give --model NAME; 'vmamba models' lists them")
-    return override(config, {**job.model_options, "num_classes": 0})
+    return config.override({**job.model_options, "num_classes": 0})
 
 
 def load_backbone(backbone: VMamba, job: Job, checkpoint: Checkpoint | None) -> None:

@@ -20,7 +20,7 @@ from vmamba.checkpoints.reading import Weights
 from vmamba.checkpoints.recognition import Checkpoint, open_checkpoint
 from vmamba.errors import CheckpointError
 from vmamba.model.config import VMambaConfig
-from vmamba.zoo import architecture_of, override
+from vmamba.zoo import architecture_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -76,7 +76,7 @@ def _backbone(
 ) -> VMambaConfig:
     if config is None and name is not None:
         config = architecture_of(name)
-    return override(checkpoint.architecture(config), options or {})
+    return checkpoint.architecture(config).override(options or {})
 
 
 def _config(layout: Layout[Any], checkpoint: Checkpoint, backbone: VMambaConfig) -> Any:
