@@ -38,6 +38,10 @@ class TrainingError(VMambaError, RuntimeError):
     """A run that cannot go on: stopped, diverged, or locked by another process."""
 
 
+class FrozenError(VMambaError, RuntimeError):
+    """A model that cannot be frozen, or a change to one that is."""
+
+
 class MissingPackageError(VMambaError, ImportError):
     """An optional package that is not installed; the message says how to install it.
 

@@ -71,7 +71,11 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_tokens(x, self.dim, "PatchMerging")
-        x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
-        x = torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], dim=-1)
-        x = self.norm(x)
+        x = self.norm(concatenate_patches(x))
         return self.reduction(x) if torch.jit.is_scripting() else call(self.reduction, x)
+
+
+def concatenate_patches(x: Tensor) -> Tensor:
+    """The 2×2 tokens of each patch, column by column; zeros for what is missing: (B, H, W, C) → (B, H/2, W/2, 4C)."""
+    x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+    return torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], dim=-1)

@@ -81,7 +81,7 @@ def pointwise_branch(
     Returns:
         (B, H, W, Cₙ).
     """
-    if x.device.type == "cpu" and x.dtype == torch.float32 and without_gradient() and not torch.compiler.is_exporting():
+    if for_onednn(x) and without_gradient() and not torch.jit.is_tracing():  # which cannot record these operands
         fused: Tensor = torch.ops.vmamba.onednn_branch(x, norm_weight, norm_bias, eps, weights, biases, residual)
         return fused
     x = F.layer_norm(x, norm_weight.shape, norm_weight, norm_bias, eps)

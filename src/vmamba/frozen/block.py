@@ -1,0 +1,118 @@
+"""`FrozenBlock`: a block in the operators that compute several of its layers at once."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from vmamba.frozen.layer import FusedLayer, Parts
+from vmamba.layers import SS2D, Block, Mlp
+from vmamba.layers.layout import check_tokens
+from vmamba.layers.scan import negative_exp
+from vmamba.ops import depthwise_silu, pointwise, pointwise_branch, ss2d_scan
+
+_FUNCTIONS: dict[type[nn.Module], Any] = {
+    nn.SiLU: F.silu,
+    nn.GELU: F.gelu,
+    nn.ReLU: F.relu,
+    nn.Sigmoid: torch.sigmoid,
+    nn.Identity: lambda x: x,
+}
+_ABSENT, _DROP_PATH = type(None), (DropPath, nn.Identity)
+
+
+class FrozenBlock(FusedLayer):
+    """`Block` without gradient, (B, H, W, dim) → (B, H, W, dim).
+
+    norm1 and in_proj are one operator; convolution and SiLU are one on a GPU; out_norm, out_proj and the residual are
+    one unless there is a gate; so is the whole MLP with its norm and residual.
+    """
+
+    expected: ClassVar[Parts] = {
+        "norm1": (nn.LayerNorm,),
+        "ss2d": (SS2D,),
+        "ss2d.in_proj": (nn.Linear,),
+        "ss2d.conv": (nn.Conv2d, nn.Identity),
+        "ss2d.act": tuple(_FUNCTIONS),
+        "ss2d.gate_act": (*_FUNCTIONS, _ABSENT),
+        "ss2d.x_proj": (nn.Linear,),
+        "ss2d.out_norm": (nn.LayerNorm,),
+        "ss2d.out_act": (nn.Identity,),
+        "ss2d.out_proj": (nn.Linear,),
+        "drop_path1": _DROP_PATH,
+        "mlp": (Mlp, _ABSENT),
+    }
+    expected_in_mlp: ClassVar[Parts] = {
+        "norm2": (nn.LayerNorm,),
+        "mlp.fc1": (nn.Linear,),
+        "mlp.act": (nn.GELU,),
+        "mlp.fc2": (nn.Linear,),
+        "drop_path2": _DROP_PATH,
+    }
+
+    def __init__(self, block: Block) -> None:
+        super().__init__(block)
+        ss2d = block.ss2d
+        self.dim, self.pattern, self.routes = block.dim, ss2d.pattern, ss2d.routes
+        self.act = type(ss2d.act)
+        self.gate_act = None if ss2d.gate_act is None else type(ss2d.gate_act)
+        self.has_mlp = block.mlp is not None
+        self.kernel_size = ss2d.conv.kernel_size[0] if isinstance(ss2d.conv, nn.Conv2d) else 0
+        norms: Any = {"norm1": block.norm1, "ss2d.out_norm": ss2d.out_norm}
+        norms |= {"norm2": block.norm2} if self.has_mlp else {}
+        self.eps: dict[str, float] = {name: norm.eps for name, norm in norms.items()}
+
+    @classmethod
+    def refusal(cls, layer: Any) -> str | None:
+        reason = super().refusal(layer)
+        if reason is None and layer.ss2d.pattern == "cascade":
+            reason = "it scans in a cascade"
+        if reason is None and layer.mlp is not None:
+            reason = cls.unexpected(layer, cls.expected_in_mlp)
+        return reason
+
+    def pack(self) -> None:
+        self.packed = negative_exp(self.tensors["ss2d.A_log"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_tokens(x, self.dim, "Block")
+        self.refuse_gradients(x)
+        with torch.no_grad():
+            y = self._branch(x, "norm1", "ss2d.in_proj")
+            if self.gate_act is None:
+                x = self._branch(self._scan(self._convolve(y)), "ss2d.out_norm", "ss2d.out_proj", residual=x)
+            else:
+                y, gate = y.chunk(2, dim=-1)
+                y = self._scan(self._convolve(y))
+                weight, bias = self.affine("ss2d.out_norm")
+                y = F.layer_norm(y, y.shape[-1:], weight, bias, self.eps["ss2d.out_norm"])
+                x = x + pointwise(y * _FUNCTIONS[self.gate_act](gate), *self.affine("ss2d.out_proj"))
+            return self._branch(x, "norm2", "mlp.fc1", "mlp.fc2", residual=x) if self.has_mlp else x
+
+    def _branch(self, x: Tensor, norm: str, *layers: str, residual: Tensor | None = None) -> Tensor:
+        weights, biases = zip(*map(self.affine, layers), strict=True)
+        return pointwise_branch(x, *self.affine(norm), self.eps[norm], list(weights), list(biases), residual)
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        """Convolution, where there is one, and activation."""
+        if not self.kernel_size:
+            return _FUNCTIONS[self.act](x)
+        weight, bias = self.affine("ss2d.conv")
+        if self.act is nn.SiLU and self.kernel_size == 3:
+            return depthwise_silu(x, weight, bias)
+        y = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=self.kernel_size // 2, groups=len(weight))
+        return _FUNCTIONS[self.act](y.permute(0, 2, 3, 1))
+
+    def _scan(self, x: Tensor) -> Tensor:
+        dbc = pointwise(x, *self.affine("ss2d.x_proj")).unflatten(-1, (self.routes, -1))
+        dt_weight, dt_bias = self.tensors["ss2d.dt_proj_weight"], self.tensors["ss2d.dt_proj_bias"]
+        return ss2d_scan(x, dbc, dt_weight, self.packed, self.tensors["ss2d.D"], dt_bias, self.pattern)
+
+    def extra_repr(self) -> str:
+        fused = ["norm1+in_proj", "conv+act", "scan", "out_norm+out_proj+residual"]
+        fused[3:] = fused[3:] if self.gate_act is None else ["out_norm", "gate", "out_proj"]
+        return f"{self.dim}: {', '.join(fused + ['norm2+mlp+residual'] * self.has_mlp)}"
