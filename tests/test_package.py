@@ -27,6 +27,6 @@ def test_import_is_lean() -> None:
 
 
 def test_public_names() -> None:
-    assert vmamba.__all__ == ["VMamba", "VMambaConfig", "create_model", "list_models", "load_weights", "ops"]
+    assert vmamba.__all__ == ["VMamba", "VMambaConfig", "create_model", "freeze", "list_models", "load_weights", "ops"]
     for name in vmamba.__all__:
         assert getattr(vmamba, name).__doc__

@@ -252,8 +252,11 @@ def test_half_precision_and_autocast(model: Any, images: Tensor) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")
-def test_compiled_and_traced(model: Any, images: Tensor) -> None:
-    frozen = vmamba.freeze(model)
+@pytest.mark.parametrize(
+    "options", [{}, {"pos_embed_size": 64, "scan": "cascade", "downsample": "patch_merging"}], ids=str
+)
+def test_compiled_and_traced(images: Tensor, options: dict[str, Any]) -> None:
+    frozen = vmamba.freeze(VMamba(VMambaConfig(dims=(8, 16), depths=(1, 1), **options)))
     expected = frozen(images)
     for grad in (True, False):
         with torch.set_grad_enabled(grad):

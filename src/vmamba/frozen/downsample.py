@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,7 @@ class FrozenPatchMerging(FusedLayer):
 
     def __init__(self, layer: PatchMerging) -> None:
         super().__init__(layer)
-        self.dim, self.eps = layer.dim, layer.norm.eps
+        self.dim, self.eps = layer.dim, cast(nn.LayerNorm, layer.norm).eps
 
     def forward(self, x: Tensor) -> Tensor:
         check_tokens(x, self.dim, "PatchMerging")

@@ -32,7 +32,9 @@ class Immutable(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         value = super().__getattr__(name)
-        return read_only_copy(value) if isinstance(value, Tensor) else value
+        if torch.compiler.is_compiling() or not isinstance(value, Tensor):
+            return value
+        return read_only_copy(value)
 
     def train(self, mode: bool = True) -> Immutable:
         """Nothing: a frozen model stays in evaluation mode."""
@@ -78,8 +80,10 @@ class Immutable(nn.Module):
                     yield f"{path}.{name}" if path else name, read_only_copy(tensor)
 
     def __repr__(self) -> str:
-        done = [f"{count} × {what}" for what, count in self.__dict__.get("_done", {}).items()]
-        return ("frozen for inference: " + "; ".join(done) + "\n" if done else "") + super().__repr__()
+        if "_done" not in self.__dict__:  # a part of a model
+            return super().__repr__()
+        done = "; ".join(f"{count} × {what}" for what, count in self._done.items())
+        return f"frozen for inference: {done or 'every layer is called'}\n{super().__repr__()}"
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         state = {name: value for name, value in self.__dict__.items() if name not in ("_locked", "packed")}

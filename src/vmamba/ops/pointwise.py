@@ -81,7 +81,7 @@ def pointwise_branch(
     Returns:
         (B, H, W, Cₙ).
     """
-    if for_onednn(x) and without_gradient() and not torch.jit.is_tracing():  # which cannot record these operands
+    if for_onednn(x) and without_gradient():
         fused: Tensor = torch.ops.vmamba.onednn_branch(x, norm_weight, norm_bias, eps, weights, biases, residual)
         return fused
     x = F.layer_norm(x, norm_weight.shape, norm_weight, norm_bias, eps)
@@ -92,7 +92,8 @@ def pointwise_branch(
 
 def for_onednn(x: Tensor) -> bool:
     """Whether oneDNN is the faster library for this tensor."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_exporting()
+    recorded = torch.compiler.is_exporting() or torch.jit.is_tracing()  # for other machines and sizes
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not recorded
 
 
 def without_gradient() -> bool:
