@@ -74,8 +74,9 @@ def run(output: Path, *, epochs: int = 30, seed: int = 0, device: torch.device |
 
     hardest = sorted(predictions, key=lambda p: p.probabilities[0])[:SHOWN]
     files = DemoFiles(weights, output / "images", output / "predictions.png", accuracy)
-    shutil.rmtree(files.images, ignore_errors=True)
-    files.images.mkdir()
+    files.images.mkdir(exist_ok=True)
+    for earlier in files.images.glob("digit_*_is_*.png"):  # and nothing else that may lie there
+        earlier.unlink()
     for prediction in hardest:
         shutil.copy(prediction.path, files.images / f"digit_{prediction.path.stem}_is_{_truth(prediction.path)}.png")
     draw(files.picture, hardest, accuracy)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import pytest
 from PIL import Image
 
 from support.commands import Fails, Run
-from vmamba.cli import analyze, main, models, top_parser
+from vmamba.cli import _parser, analyze, main, models, top_parser
 from vmamba_command import COMMANDS
 
 SCRIPT = "import sys; from vmamba_command import main; sys.exit(main())"
@@ -72,6 +74,11 @@ def test_help_of_every_command_has_its_own_options(capsys: pytest.CaptureFixture
         if name != "analyze":
             assert "--debug" in out
             assert "--quiet" in out
+            examples = re.findall(rf"^  (vmamba {name}\b.*)$", out.partition("examples:")[2], flags=re.MULTILINE)
+            assert examples
+            for example in examples:
+                arguments = shlex.split(example)[1:]
+                assert callable(_parser(arguments).parse_args(arguments).run)
 
 
 def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:

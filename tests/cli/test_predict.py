@@ -65,7 +65,8 @@ def test_errors(
     line = fails("predict", images, "--pretrained", "--model", "vmamba_tiny")
     assert "unknown model 'vmamba_tiny'; do you mean" in line
     line = fails("predict", images, "--checkpoint", weights, "--model", "vmamba_nano")
-    assert "does not fit vmamba_nano, it looks like vmamba_pico" in line
+    assert "does not fit" in line
+    assert "it looks like vmamba_pico" in line
     assert "--device warp: " in fails("predict", images, "--checkpoint", weights, "--device", "warp")
     assert "topk" in fails("predict", images, "--checkpoint", weights, "--topk", 0)
     with pytest.raises(SystemExit, match="2"):

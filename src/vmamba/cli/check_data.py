@@ -17,9 +17,15 @@ from vmamba.training.recipe_files import load_recipe, parse_overrides
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
 
+EXAMPLES = """examples:
+  vmamba check-data --data photos
+  vmamba check-data --data coco --task detection --verify --json"""
+
 
 def add_to(commands: Commands) -> None:
-    parser = commands.add_parser("check-data", help="look at a data set as training would: counts, faults, remarks")
+    parser = commands.add_parser(
+        "check-data", help="look at a data set as training would: counts, faults, remarks", epilog=EXAMPLES
+    )
     parser.add_argument("--data", required=True, metavar="FOLDER", help="as for 'vmamba train'")
     parser.add_argument("--task", choices=list(TASKS), help="default: the recipe's, or what the folder looks like")
     parser.add_argument("--recipe", metavar="NAME", help="name or YAML file, for its options")

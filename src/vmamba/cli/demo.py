@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmamba import demo
-from vmamba.cli.arguments import add_device, device, positive
+from vmamba.cli.arguments import add_device, add_output, device, positive
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
 
+EXAMPLES = """examples:
+  vmamba demo
+  vmamba demo --output first_look --epochs 5"""
+
 
 def add_to(commands: Commands) -> None:
-    parser = commands.add_parser("demo", help="train a small model on handwritten digits and look at its predictions")
-    parser.add_argument("--output", type=Path, default=Path("demo"), metavar="FOLDER", help="default: demo")
+    parser = commands.add_parser(
+        "demo", help="train a small model on handwritten digits and look at its predictions", epilog=EXAMPLES
+    )
+    add_output(parser, "demo")
     parser.add_argument("--epochs", type=positive, default=30, help="default 30, about two minutes on two cores")
     parser.add_argument("--seed", type=int, default=0)
     add_device(parser)

@@ -16,9 +16,14 @@ from vmamba.terminal import console
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
 
+EXAMPLES = """examples:
+  vmamba env"""
+
 
 def add_to(commands: Commands) -> None:
-    parser = commands.add_parser("env", help="show versions, devices, and which scan kernels run and why")
+    parser = commands.add_parser(
+        "env", help="show versions, devices, and which scan kernels run and why", epilog=EXAMPLES
+    )
     parser.set_defaults(run=run)
 
 

@@ -6,15 +6,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from vmamba.checkpoints.info import read_info
-from vmamba.cli.arguments import device, positive
+from vmamba.cli.arguments import add_device, add_output, device, positive
 from vmamba.errors import OptionError
 from vmamba.tables import write_csv
 from vmamba.tasks import task_class
+from vmamba.terminal import console
 from vmamba.training.curves import draw_sizes
 from vmamba.training.distributed import Processes, init_distributed
 from vmamba.training.evaluation import evaluate
@@ -27,9 +27,13 @@ from vmamba.training.recipe_files import FINETUNE, load_recipe, parse_overrides
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
 
+EXAMPLES = """examples:
+  vmamba evaluate --data photos --checkpoint runs/photos/weights/model.safetensors
+  vmamba evaluate --data imagenet --pretrained --model vmamba_tiny_s1l8 --image-size 224 288 384"""
+
 
 def add_to(commands: Commands) -> None:
-    parser = commands.add_parser("evaluate", help="measure a model on a validation split")
+    parser = commands.add_parser("evaluate", help="measure a model on a validation split", epilog=EXAMPLES)
     parser.add_argument(
         "--recipe", metavar="NAME", help="whose task and options to evaluate with; default: what the checkpoint says"
     )
@@ -44,8 +48,8 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="loader processes (default 2)")
     parser.add_argument("--strict", action="store_true", help="stop at an unreadable image instead of leaving it out")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="other options")
-    parser.add_argument("--output", type=Path, default=Path("evaluation"), metavar="FOLDER", help="default: evaluation")
-    parser.add_argument("--device", help="cpu, cuda, mps … (default: the fastest there is)")
+    add_output(parser, "evaluation")
+    add_device(parser)
     parser.set_defaults(run=run)
 
 
@@ -73,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:
-    """What is asked for, over what the description beside the weights says, over the recipe."""
+    """The recipe, below the description beside the weights, below the options."""
     values: dict[str, Any] = {"model_options": {}, "grad_accum_steps": 1}
     info = None if options.recipe or options.pretrained else read_info(options.checkpoint)
     if info is not None:
@@ -117,7 +121,7 @@ def _show(rows: list[dict[str, float]]) -> None:
     shown = [
         [f"{v:,.0f}" if float(v).is_integer() and abs(v) >= 1 else f"{v:.4g}" for v in row.values()] for row in rows
     ]
-    if len(rows) == 1:  # upright, since detection has many numbers
+    if len(rows) == 1:  # one number a line, for detection has many
         table = Table("result", "value")
         for name, value in zip(rows[0], shown[0], strict=True):
             table.add_row(name, value)
@@ -125,4 +129,4 @@ def _show(rows: list[dict[str, float]]) -> None:
         table = Table(*rows[0])
         for values in shown:
             table.add_row(*values)
-    Console().print(table)
+    console().print(table)

@@ -28,4 +28,4 @@ def explain(error: Exception) -> str | None:
         remedy = f"; {_REMEDIES[error.errno]}" if error.errno in _REMEDIES else ""
         place = f"{error.filename}: " if error.filename is not None else ""
         return f"{place}{error.strerror or error}{remedy}"
-    return str(error) if isinstance(error, ValueError) else None
+    return None

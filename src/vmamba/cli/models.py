@@ -15,9 +15,12 @@ from vmamba.terminal import console
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
 
+EXAMPLES = """examples:
+  vmamba models"""
+
 
 def add_to(commands: Commands) -> None:
-    parser = commands.add_parser("models", help="list the models")
+    parser = commands.add_parser("models", help="list the models", epilog=EXAMPLES)
     parser.set_defaults(run=run)
 
 

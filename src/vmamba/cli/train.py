@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmamba.cli.arguments import device
+from vmamba.cli.arguments import add_device, device
 from vmamba.training.distributed import init_distributed, restarted
 from vmamba.training.interruption import Interrupted, StopRequests
 from vmamba.training.log import say
@@ -28,22 +28,20 @@ _SHORTHANDS = ("epochs", "batch_size", "lr", "image_size", "workers", "seed")
 
 _RECIPE = f"name or YAML file (default {FINETUNE} with weights to start from, {SCRATCH} without)"
 
-_EPILOG = f"""recipes: {", ".join(list_recipes())}
+_EPILOG = f"""examples:
+  vmamba train --data photos --model vmamba_pico
+  vmamba train --data photos --model vmamba_tiny_s1l8 --pretrained --epochs 10 --set mixup=0.2
+  vmamba train --recipe coco/vmamba_tiny_s1l8_1x --data coco --output runs/coco --resume auto
+  torchrun --nproc-per-node 8 -m vmamba train --recipe imagenet/vmamba_tiny_s1l8 --data imagenet
+
+recipes: {", ".join(list_recipes())}
 
 exit status: 0 done, 2 error, 70 a bug, {DIVERGED} the loss is not finite, {INTERRUPTED} stopped by SIGTERM, SIGUSR1 or
-Ctrl-C before the first step or after saving (the same command with --resume auto continues), 130 a second Ctrl-C.
-
-On several GPUs or machines:
-torchrun --nproc-per-node 8 -m vmamba train …"""
+Ctrl-C before the first step or after saving (the same command with --resume auto continues), 130 a second Ctrl-C."""
 
 
 def add_to(commands: Commands) -> None:
-    parser = commands.add_parser(
-        "train",
-        help="train or fine-tune a model",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = commands.add_parser("train", help="train or fine-tune a model", epilog=_EPILOG)
     parser.add_argument("--recipe", metavar="NAME", help=_RECIPE)
     parser.add_argument("--data", metavar="FOLDER", help="train/ and val/ with a folder of images per class")
     parser.add_argument("--model", metavar="NAME", help="see 'vmamba models'")
@@ -57,7 +55,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--resume", metavar="auto|FILE", help="continue from the newest checkpoint in the output, or FILE"
     )
-    parser.add_argument("--device", help="cpu, cuda, mps … (default: the fastest there is)")
+    add_device(parser)
     parser.add_argument("--print-config", action="store_true", help="print the recipe as it would be run, and stop")
     parser.set_defaults(run=run)
 
