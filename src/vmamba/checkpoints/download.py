@@ -174,6 +174,7 @@ class _Redirects(HTTPRedirectHandler):
     def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
         old, new = urlsplit(req.full_url).scheme, urlsplit(newurl).scheme
         if new not in (old, "https"):
+            fp.close()
             raise _Refused(f"it redirects from {old} to {new}, which is not followed")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
