@@ -1,6 +1,6 @@
 """A long campaign with broken inputs: which of them are refused, which are read, and which end otherwise.
 
-    python benchmarks/fuzz.py --inputs 100000 --kinds coco image label_map tar recipe
+    python benchmarks/fuzz.py --inputs 100000 --kinds coco image label_map tar recipe checkpoint
 
 Every input is a pure function of its kind, the seed and its number, so that any can be tried again with ``--first``.
 Processes are limited in memory and time; one that is lost counts as a failure. Results: benchmarks/results/fuzz.md.

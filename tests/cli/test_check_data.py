@@ -71,7 +71,7 @@ def test_faults_of_annotations_are_listed(tmp_path: Path, capsys: pytest.Capture
     assert main(["check-data", "--data", str(tmp_path)]) == 2
     streams = capsys.readouterr()
     assert [line.split(" ")[0] for line in streams.out.splitlines()] == [f"annotations[{i}]" for i in range(6)]
-    assert "instances_train.json: 6 faults: annotations[0]" in streams.err
+    assert "json: 6 faults: annotations[0]" in streams.err
 
 
 def test_what_cannot_be_trained_on(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

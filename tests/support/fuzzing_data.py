@@ -230,7 +230,7 @@ class RecipeFuzzer:
     """
 
     def __init__(self, folder: Path) -> None:
-        from vmamba.training.recipe import list_recipes, load_recipe
+        from vmamba.training.recipe_files import list_recipes, load_recipe
 
         folder.mkdir(parents=True, exist_ok=True)
         self.path, self.load = folder / "recipe.yaml", load_recipe
@@ -251,6 +251,28 @@ class RecipeFuzzer:
         assert self.load(str(self.path)) == recipe
 
 
+class CheckpointFuzzer:
+    """Checkpoints, see `support.checkpoint_fuzzing`.
+
+    Args:
+        folder: For the files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+
+    def run(self, rng: random.Random) -> bool:
+        """Try one; True where it was refused."""
+        from support import checkpoint_fuzzing
+
+        path = checkpoint_fuzzing.write(rng.randrange(2**40), self.folder)
+        outcome = checkpoint_fuzzing.outcome(path)
+        for file in self.folder.iterdir():
+            file.unlink()
+        return outcome == "refused"
+
+
 #: Kind of input → what tries it.
 KINDS: dict[str, Callable[[Path], Any]] = {
     "coco": CocoFuzzer,
@@ -258,6 +280,7 @@ KINDS: dict[str, Callable[[Path], Any]] = {
     "label_map": LabelMapFuzzer,
     "tar": TarFuzzer,
     "recipe": RecipeFuzzer,
+    "checkpoint": CheckpointFuzzer,
 }
 
 

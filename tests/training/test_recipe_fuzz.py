@@ -72,7 +72,7 @@ def mutated(values: dict[str, Any], draw: random.Random) -> str:
 @pytest.fixture(scope="module")
 def data(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     shapes = tmp_path_factory.mktemp("shapes")
-    write_shapes(shapes, train=4, val=2, side=64)
+    write_shapes(shapes, train=4, val=2, image_size=64)
     places = {"classification": images, "detection": shapes / "coco", "segmentation": shapes / "ade20k"}
     return {task: str(place) for task, place in places.items()}
 
