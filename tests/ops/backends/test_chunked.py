@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from support.golden import relative_error
@@ -20,7 +22,7 @@ GRIDS = [(1, 1), (1, 2), (1, 7), (5, 3), (9, 7), (20, 25), (1, 500), (3, 250), (
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def chunked_answers() -> Iterator[None]:
     with use_backend("chunked"):
         yield
@@ -106,6 +108,53 @@ def test_nothing_is_read_before_it_is_written(grid: tuple[int, int]) -> None:
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(t.isfinite().all() for t in got)
+
+
+def same_with_any_number_of_threads(compute: Callable[[], Sequence[Tensor]]) -> None:
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            results.append(compute())
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+# Work is divided from 32768 elements upwards, anywhere.
+few = settings(max_examples=8, deadline=None, derandomize=True)
+dtypes = st.sampled_from([torch.float32, torch.float64, torch.bfloat16])
+
+
+@few
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 130), st.integers(1, 2), st.integers(1, 5), dtypes)
+@example(1, 500, 111, 1, 1, torch.float32)  # a sequence of its own chunks, projections that are vectors
+@example(2, 100, 193, 1, 6, torch.float32)  # fewer chunks than threads
+@example(1, 1, 96, 2, 6, torch.float32)
+def test_threads_do_not_change_images(
+    height: int, width: int, channels: int, states: int, rank: int, dtype: torch.dtype
+) -> None:
+    operands = SS2DOperands(*ss2d_operands(1, height, width, channels, states, rank, "cross", dtype), "cross")
+    same_with_any_number_of_threads(
+        lambda: [chunked.ss2d_scan(operands), *chunked.ss2d_scan_backward(operands.x, operands)]
+    )
+
+
+@few
+@given(st.integers(1, 3000), st.integers(1, 20), st.integers(1, 3), st.integers(1, 2), dtypes)
+@example(4099, 33, 2, 1, torch.float32)
+@example(4096, 16, 1, 1, torch.float32)  # a square: nothing is padded
+def test_threads_do_not_change_sequences(
+    length: int, channels: int, groups: int, states: int, dtype: torch.dtype
+) -> None:
+    operands = selective_operands(2, groups * channels, length, states, groups, dtype)
+    scan = SelectiveScanOperands(**operands, delta_softplus=True)
+    dlast = torch.ones(2, groups * channels, states)
+    same_with_any_number_of_threads(
+        lambda: [*chunked.selective_scan(scan), *chunked.selective_scan_backward(scan.u, dlast, scan)]
+    )
 
 
 @pytest.mark.parametrize("groups", [1, 2, 6])

@@ -7,7 +7,7 @@ A sequence of L tokens is laid out as C chunks of T tokens, both about √L. The
 3. every chunk runs again from its start state, all at once, and its outputs are read off (T steps).
 
 Nothing is ever divided by a decay, so any Δ is stable. The backward pass recomputes the states from the inputs, then
-runs the same three steps in the opposite direction for the adjoint.
+runs the same three steps in the opposite direction for the adjoint. Results do not depend on the number of threads.
 
 On an image the chunks are the rows or columns of the grid itself: a route is a (possibly transposed) *view* of the
 image and a direction of travel, and no feature is copied along it. States are handled one at a time, so memory does
@@ -40,6 +40,44 @@ def describe() -> str:
 
 #: Grids longer than this many times their width are laid out afresh as a square of chunks (one gather per route).
 MAX_ASPECT = 64
+#: Terms of a matrix product that are added up at once.
+BLOCK = 64
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# On a CPU the last bits of sums, long matrix products and softplus depend on how PyTorch divides the work: a thread
+# computes the elements that fill no vector, at the end of its part, in another way. These do not.
+
+
+def _softplus(x: Tensor) -> Tensor:
+    if x.device.type != "cpu":
+        return F.softplus(x)
+    return torch.where(x > 20, x, torch.log1p(torch.exp_(x.clamp(max=20))))
+
+
+def _sum(t: Tensor, dim: int) -> Tensor:
+    """Sum by halves: only additions of two elements."""
+    if t.device.type != "cpu" or t.shape[dim] == 0:
+        return t.sum(dim)
+    while (size := t.shape[dim]) > 1:
+        half = size // 2
+        pairs = t.narrow(dim, 0, half) + t.narrow(dim, half, half)
+        t = torch.cat([pairs, t.narrow(dim, size - 1, 1)], dim) if size % 2 else pairs
+    return t.squeeze(dim)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` of matrices, never of vectors, the inner dimension in blocks that are added up in order."""
+    if a.device.type != "cpu":
+        return a @ b
+    rows, inner, columns = a.shape[0], a.shape[1], b.shape[1]
+    to_block = -inner % BLOCK
+    if to_block or rows < 2:
+        a = F.pad(a, [0, to_block, 0, max(0, 2 - rows)])
+    if to_block or columns < 2:
+        b = F.pad(b, [0, max(0, 2 - columns), 0, to_block])
+    products = torch.bmm(a.unflatten(1, (-1, BLOCK)).transpose(0, 1), b.unflatten(0, (-1, BLOCK)))
+    return _sum(products, 0)[:rows, :columns]
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -82,7 +120,7 @@ def _scan_forward(
 ) -> tuple[Tensor, Tensor]:
     """``y + Σ_n c h``, and the last state (B, *E, N)."""
     weighted = delta * x
-    whole_delta = delta.sum(2)
+    whole_delta = _sum(delta, 2)
     last = []
     for n in range(A.shape[-1]):
         decay = torch.exp_(delta * A[..., n])
@@ -110,10 +148,10 @@ def _scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients for (x, delta, A, b, c); dlast (B, *E, N) is the gradient of the last state."""
     weighted = delta * x
-    whole_delta = delta.sum(2)
+    whole_delta = _sum(delta, 2)
     dweighted, ddelta = torch.zeros_like(delta), torch.zeros_like(delta)
     dA, db, dc = [], [], []
-    channel_dims = tuple(i for i in range(3, b.ndim - 1) if b.shape[i] == 1)
+    common = b.ndim - 2  # b and c have one value for all channels of this dimension
     steps = x.shape[2]
     for n in range(A.shape[-1]):
         a, b_n, c_n = A[..., n], b[..., n], c[..., n]
@@ -128,7 +166,7 @@ def _scan_backward(
             on_the_way.append(decay[:, :, t] * state)
             state = on_the_way[-1] + drive[:, :, t]
         carried = _in_order(on_the_way, backward, 2)
-        dc.append(_reduce(dy * (carried + drive), channel_dims))
+        dc.append(_sum(dy * (carried + drive), common).unsqueeze(common))
 
         # The adjoint g[t] = c[t] dy[t] + decay[t+1] g[t+1], against the route; `pushed` is decay[t] g[t].
         own = dy * c_n
@@ -143,17 +181,13 @@ def _scan_backward(
             pushed = decay[:, :, t] * on_the_way[-1]
         adjoint = _in_order(on_the_way, not backward, 2)
 
-        db.append(_reduce(adjoint * weighted, channel_dims))
+        db.append(_sum(adjoint * weighted, common).unsqueeze(common))
         dweighted = torch.addcmul(dweighted, adjoint, b_n)
         through_decay = adjoint * carried
         ddelta = torch.addcmul(ddelta, through_decay, a)
-        dA.append((through_decay * delta).sum((0, 1, 2)))
+        dA.append(_sum((through_decay * delta).flatten(0, 2), 0))
     dx, ddelta = dweighted * delta, torch.addcmul(ddelta, dweighted, x)
     return dx, ddelta, *(torch.stack(grads, dim=-1) for grads in (dA, db, dc))  # type: ignore[return-value]
-
-
-def _reduce(t: Tensor, dims: tuple[int, ...]) -> Tensor:
-    return t.sum(dims, keepdim=True) if dims else t
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -178,7 +212,7 @@ def _sequence_operands(operands: SelectiveScanOperands) -> tuple[Tensor, Tensor,
     if delta_bias is not None:
         delta = delta + delta_bias.to(dtype)[:, None]
     if delta_softplus:
-        delta = F.softplus(delta)
+        delta = _softplus(delta)
     x, delta = (_square(t.to(dtype).transpose(1, 2)).unflatten(-1, (groups, -1)) for t in (u, delta))
     b, c = (_square(t.to(dtype).movedim(-1, 1)).unsqueeze(4) for t in (B, C))  # (B, C, T, G, 1, N)
     return x, delta, A.to(dtype).unflatten(0, (groups, -1)), b, c
@@ -205,14 +239,14 @@ def selective_scan_backward(dy: Tensor, dlast: Tensor, operands: SelectiveScanOp
     dy = _square(dy.to(x.dtype).transpose(1, 2)).unflatten(-1, (groups, -1))
     last = dlast.to(x.dtype).unflatten(1, (groups, -1))
     dx, ddelta, dA, db, dc = _scan_backward(dy, x, step, A_groups, b, c, backward=False, carry=True, dlast=last)
-    dD = (dy * x).sum((0, 1, 2)).flatten()
+    dD = _sum((dy * x).flatten(0, 2), 0).flatten()
     if D is not None:
         dx = torch.addcmul(dx, dy, D.to(x.dtype).view(x.shape[3:]))
     if operands.delta_softplus:
         ddelta = ddelta * -torch.expm1(-step)
     dB, dC = (t.squeeze(4).flatten(1, 2)[:, :length].movedim(1, -1) for t in (db, dc))
     ddelta = _unsquare(ddelta, length)
-    return _unsquare(dx, length), ddelta, dA.flatten(0, 1), dB, dC, dD, ddelta.sum((0, 2))
+    return _unsquare(dx, length), ddelta, dA.flatten(0, 1), dB, dC, dD, _sum(ddelta.transpose(0, 1).flatten(1), 1)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -245,8 +279,8 @@ class _Layout:
 
 def _step_size(low_rank: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Δ = softplus(r Wᵀ + β) for tokens (B, H, W, R)."""
-    rows = low_rank.flatten(0, 2)
-    return F.softplus(torch.addmm(bias, rows, weight.T)).view(*low_rank.shape[:3], weight.shape[0])
+    rows = _product(low_rank.flatten(0, 2), weight.T) + bias
+    return _softplus(rows).view(*low_rank.shape[:3], weight.shape[0])
 
 
 def ss2d_scan(operands: SS2DOperands) -> Tensor:
@@ -271,7 +305,7 @@ def ss2d_scan_backward(dy: Tensor, operands: SS2DOperands) -> SS2DGradients:
     dy, x, dbc, dt_weight, A, D, dt_bias = (t.to(dtype) for t in (dy, *operands[:6]))
     rank, states = dt_weight.shape[2], A.shape[2]
     dx = dy * D.sum(0)
-    dD = (dy * x).sum((0, 1, 2)).repeat(D.shape[0], 1)
+    dD = _sum((dy * x).flatten(0, 2), 0).repeat(D.shape[0], 1)
     per_route = []
     for k, route in enumerate(routes(operands.pattern)):
         layout = _Layout(route, x.shape[1], x.shape[2], x.device)
@@ -281,8 +315,8 @@ def ss2d_scan_backward(dy: Tensor, operands: SS2DOperands) -> SS2DGradients:
         dx_k, ddelta, dA, db, dc = _scan_backward(dy_k, x_k, delta_k, A[k], b_k, c_k, layout.backward, layout.carry)
         dx = dx + layout.image(dx_k)
         draw = (layout.image(ddelta) * -torch.expm1(-delta)).flatten(0, 2)  # softplus' in terms of its value
-        dlow_rank = (draw @ dt_weight[k]).view(low_rank.shape)
+        dlow_rank = _product(draw, dt_weight[k]).view(low_rank.shape)
         ddbc = torch.cat([dlow_rank, layout.image(db).squeeze(3), layout.image(dc).squeeze(3)], dim=-1)
-        per_route.append((ddbc, draw.T @ low_rank.flatten(0, 2), dA, draw.sum(0)))
+        per_route.append((ddbc, _product(draw.T, low_rank.flatten(0, 2)), dA, _sum(draw, 0)))
     ddbc, ddt_weight, dA, ddt_bias = (torch.stack(grads) for grads in zip(*per_route, strict=True))
     return dx, ddbc.movedim(0, 3), ddt_weight, dA, dD, ddt_bias
