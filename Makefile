@@ -28,6 +28,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(wildcard $(CSRC)/*.cpp $(CSRC)/*.hpp)
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file tests/mypy.ini
 	$(BIN)/lint-imports
 
 # The package in place, its CPU kernels built from $(CSRC); without a compiler it installs without them.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ def test_a_panel_for_every_order(tmp_path: Path) -> None:
 def test_the_page_runs() -> None:
     """The code of docs/orders.md, as it stands."""
     page = (Path(__file__).parents[2] / "docs" / "orders.md").read_text()
-    namespace: dict[str, object] = {}
+    namespace: dict[str, Any] = {}
     exec(page.split("```python\n")[1].split("```")[0], namespace)
     assert namespace["y"].shape == (2, 14, 14, 32)
     assert namespace["by_route"].shape == (2, 2, 14, 14, 32)

@@ -10,6 +10,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.request import Request
 
 import pytest
@@ -106,7 +107,7 @@ def test_redirect_to_another_scheme(server, tmp_path, address):
 
 
 def test_redirect_out_of_an_encrypted_connection():
-    def follow(old: str, new: str) -> object:
+    def follow(old: str, new: str) -> Any:
         return module._Redirects().redirect_request(Request(old), io.BytesIO(), 302, "Found", {}, new)
 
     with pytest.raises(module._Refused, match="from https to http, which is not followed"):

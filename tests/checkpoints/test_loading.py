@@ -243,7 +243,7 @@ def test_pickled_objects_beside_the_weights_need_no_library(small: VMamba, tmp_p
     """yacs' configuration node, mmengine's history and numpy's arrays, none of which is looked up."""
     import numpy as np
 
-    module = type(os)("mmengine.logging.history_buffer")
+    module: Any = type(os)("mmengine.logging.history_buffer")
     module.HistoryBuffer = type("HistoryBuffer", (), {"__module__": module.__name__})
     buffer = module.HistoryBuffer()
     buffer.history = np.arange(3.0)

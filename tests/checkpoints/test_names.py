@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import timm.utils
@@ -27,7 +27,7 @@ from vmamba.zoo import model_from_checkpoint
 @pytest.fixture(scope="module")
 def model() -> VMamba:
     torch.manual_seed(0)
-    return vmamba.create_model("vmamba_pico", num_classes=5).eval()
+    return cast(VMamba, vmamba.create_model("vmamba_pico", num_classes=5).eval())
 
 
 def assert_model(checkpoint: Any, model: nn.Module, weights: Any = "auto") -> None:
@@ -103,7 +103,7 @@ def test_ddp(model: VMamba, tmp_path: Path) -> None:
     torch.save(wrapped.state_dict(), tmp_path / "a.pth")
     assert next(iter(wrapped.state_dict())).startswith("module.")
     assert_model(tmp_path / "a.pth", model)
-    torch.save({"model": torch.compile(wrapped).state_dict(), "epoch": 1}, tmp_path / "b.pth")
+    torch.save({"model": cast(nn.Module, torch.compile(wrapped)).state_dict(), "epoch": 1}, tmp_path / "b.pth")
     assert_model(tmp_path / "b.pth", model)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -19,7 +20,7 @@ from vmamba.export.onnx_runtime import runner
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    model = vmamba.create_model("vmamba_pico", num_classes=2)
+    model: Any = vmamba.create_model("vmamba_pico", num_classes=2)
     model.info = ModelInfo(class_names=("cat", "dög"), preprocessing=Preprocessing(image_size=64))
     return save_weights(model, tmp_path / "model.safetensors")
 

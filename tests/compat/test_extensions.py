@@ -108,7 +108,7 @@ def test_one_state() -> None:
 @pytest.mark.parametrize("optional", [True, False])
 @pytest.mark.parametrize("forms", ["by group", "constant", "by token"])
 def test_mamba_with_gate(forms: str, optional: bool) -> None:
-    o = operands()
+    o: dict[str, Any] = operands()
     if forms == "constant":
         o["B"] = torch.randn(4, 3)
     if forms == "by token":

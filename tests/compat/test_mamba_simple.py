@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -65,7 +66,7 @@ def test_steps_continue_a_sequence(prompt: int) -> None:
 
 def test_start_values_and_marks_for_training_scripts() -> None:
     torch.manual_seed(0)
-    mamba = Mamba(64, d_state=4, dt_min=0.01, dt_max=0.2)
+    mamba: Any = Mamba(64, d_state=4, dt_min=0.01, dt_max=0.2)
     step = torch.nn.functional.softplus(mamba.dt_proj.bias)
     assert 0.0099 < step.min() < step.max() < 0.201
     torch.testing.assert_close(-mamba.A_log.exp(), -torch.tensor([1.0, 2, 3, 4]).expand(128, 4))

@@ -7,6 +7,7 @@ import socket
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -210,6 +211,7 @@ def test_first_of_several_frames(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     first, *others = (Image.new("RGB", (4, 4), color) for color in (RED, GREEN, BLUE))
     first.save(path, save_all=True, append_images=others, **({"lossless": True} if suffix == "webp" else {}))
+    image: Any
     with Image.open(path) as image:
         assert image.n_frames == 3
     np.testing.assert_array_equal(pixels(path), np.full((4, 4, 3), RED))

@@ -45,6 +45,11 @@ class Adapter(nn.Linear):
         return super().forward(x) + 1
 
 
+def replace_weight(layer: nn.Module) -> None:
+    del layer._parameters["weight"]
+    layer.weight = torch.randn(6, 8)
+
+
 def replace_forward(layer: nn.Module) -> None:
     original = layer.forward
     layer.forward = lambda x: original(x) + 1  # type: ignore[method-assign]
@@ -68,9 +73,8 @@ CHANGES: dict[str, Callable[[nn.Module], object]] = {
     "pruning": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
     "weight norm": parametrizations.weight_norm,
     "spectral norm": parametrizations.spectral_norm,
-    "weight that is no parameter": lambda layer: (layer._parameters.pop("weight"), setattr(layer, "weight", _WEIGHT)),
+    "weight that is no parameter": replace_weight,
 }
-_WEIGHT = torch.randn(6, 8)
 
 
 @pytest.mark.parametrize("name", CHANGES)

@@ -26,7 +26,7 @@ def test_feature_maps(name: str, height: int, width: int) -> None:
     assert model.feature_info.reduction() == [4, 8, 16, 32]
     with torch.no_grad():
         maps = model(torch.randn(2, 3, height, width))
-    expected = (height, width)
+    expected: tuple[int, ...] = (height, width)
     for i, (feature, channels) in enumerate(zip(maps, (8, 16, 32, 64), strict=True)):
         stride = 4 if i == 0 else 2
         floor = name.startswith("vanilla") and i == 0  # 4×4 patches leave out a remainder

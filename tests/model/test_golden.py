@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def stem(path: Path) -> str:
 
 
 def run(model: VMamba, image: Tensor) -> tuple[Tensor, list[Tensor]]:
-    last, stages = model.forward_intermediates(image)
+    last, stages = cast(Any, model.forward_intermediates(image))
     return model.forward_head(last), stages
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def test_opcheck_ss2d(pattern: str, dtype: torch.dtype) -> None:
 @quiet_opcheck
 @pytest.mark.parametrize("optional", [True, False])
 def test_opcheck_selective(optional: bool) -> None:
-    operands = selective_operands(2, 4, 9, 2, 2, torch.float32)
+    operands: dict[str, Any] = selective_operands(2, 4, 9, 2, 2, torch.float32)
     if not optional:
         operands |= {"D": None, "delta_bias": None}
     arguments = tuple(t if t is None else t.requires_grad_() for t in operands.values())
@@ -65,7 +66,7 @@ class Scan(nn.Module):
 
 
 class SelectiveScan(nn.Module):
-    def forward(self, *operands: Tensor) -> Tensor:
+    def forward(self, *operands: Tensor) -> Any:
         u, delta, A, B, C, D = operands
         return selective_scan(u, delta, A, B, C, D, delta_softplus=True)
 

@@ -24,7 +24,14 @@ from vmamba.tasks.protocol import Job
 from vmamba.zoo import create_model
 
 Train = Callable[..., int]
-PLAIN = ("mixup=0", "cutmix=0", "label_smoothing=0", "auto_augment=null", "random_erasing=0", "crop_scale=[1, 1]")
+PLAIN: tuple[str, ...] = (
+    "mixup=0",
+    "cutmix=0",
+    "label_smoothing=0",
+    "auto_augment=null",
+    "random_erasing=0",
+    "crop_scale=[1, 1]",
+)
 PLAIN += ("crop_ratio=[1, 1]", "hflip=0", "color_jitter=0")
 
 

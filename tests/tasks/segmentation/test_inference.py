@@ -42,7 +42,7 @@ def test_windows_and_mirrors_cover_every_pixel_once(size: tuple[int, int], optio
 
 def test_windows_need_no_more_memory_for_a_taller_image() -> None:
     """The largest tensor is a band of windows, however tall the image; the result is a byte per pixel."""
-    largest = []
+    largest: list[int] = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

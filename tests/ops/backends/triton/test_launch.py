@@ -33,7 +33,8 @@ class Devices:
 
 class Kernel:
     def __init__(self, devices: Devices) -> None:
-        self.devices, self.launches = devices, []
+        self.devices = devices
+        self.launches: list[Any] = []
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
         return lambda *operands, **options: self.launches.append((self.devices.current.index, grid, options))

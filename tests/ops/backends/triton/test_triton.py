@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -151,11 +152,11 @@ def test_selective_scan(length: int, states: int, groups: int, optional: bool) -
     exact = {n: t.double().requires_grad_() for n, t in operands.items()}
     leaves = {n: t.to(DEVICE).requires_grad_() for n, t in operands.items()}
     with use_backend("reference"):
-        truth = selective_scan(**exact, delta_softplus=optional, return_last_state=True)
+        truth: Any = selective_scan(**exact, delta_softplus=optional, return_last_state=True)
     dy, dlast = (torch.randn(t.shape) for t in truth)
-    truth = [*truth, *torch.autograd.grad(truth, exact.values(), (dy.double(), dlast.double()))]
-    result = selective_scan(**leaves, delta_softplus=optional, return_last_state=True)
-    result = [*result, *torch.autograd.grad(result, leaves.values(), (dy.to(DEVICE), dlast.to(DEVICE)))]
+    truth = [*truth, *torch.autograd.grad(truth, list(exact.values()), (dy.double(), dlast.double()))]
+    result: Any = selective_scan(**leaves, delta_softplus=optional, return_last_state=True)
+    result = [*result, *torch.autograd.grad(result, list(leaves.values()), (dy.to(DEVICE), dlast.to(DEVICE)))]
     for expected, got in zip(truth, result, strict=True):
         assert relative_error(got.cpu(), expected) < TOLERANCE[torch.float32]
 
