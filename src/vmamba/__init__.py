@@ -3,6 +3,7 @@
 Importing this package registers its models in timm.
 """
 
+from vmamba import _moved as _moved
 from vmamba import ops
 from vmamba.checkpoints.loading import load_weights
 from vmamba.frozen import freeze

@@ -17,6 +17,7 @@ from vmamba.cli.arguments import add_device, add_images, add_json, add_output, d
 from vmamba.cli.results import Failures, array_file, output_paths, printer, results_folder
 from vmamba.data.images import find_images, read_image
 from vmamba.data.masks import encode_mask
+from vmamba.frozen import freeze
 from vmamba.progress import progress_bar
 from vmamba.tasks.dense.pictures import draw_detections
 from vmamba.tasks.detection.checkpoint import load_detector
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     images = find_images(options.images)
     outputs = output_paths(images, options.output, (".png",), (RESULTS,), options.checkpoint)
     target = device(options.device)
-    model = load_detector(options.checkpoint, options.model).to(target).eval()
+    model = freeze(load_detector(options.checkpoint, options.model).to(target))
     classes, settings = model.config.classes, _settings(model, options)
     failures = Failures()
     with ExitStack() as stack:

@@ -12,6 +12,7 @@ from torch import nn
 from vmamba.checkpoints.info import read_info
 from vmamba.cli.arguments import add_device, add_output, device, positive
 from vmamba.errors import OptionError
+from vmamba.frozen import freeze
 from vmamba.tables import write_csv
 from vmamba.tasks import task_class
 from vmamba.terminal import console
@@ -101,11 +102,11 @@ def _with_option(recipe: Recipe, name: str, value: Any) -> Recipe:
 def _evaluate(
     recipe: Recipe, model: nn.Module | None, processes: Processes, output: Path
 ) -> tuple[nn.Module, dict[str, float]]:
-    """Evaluate; the model is built the first time."""
+    """Evaluate; the model is built and frozen the first time."""
     task = task_class(recipe.task)(job_of(recipe, processes), recipe.options)
     task.setup(training=False)
     loader = task.val_loader()
-    model = model if model is not None else task.build_model().to(processes.device)
+    model = model if model is not None else freeze(task.build_model().to(processes.device))
     dtype = autocast_dtype(recipe.precision, processes.device)
     results = evaluate(task, model, loader, processes, dtype=dtype, output=output, description="evaluating")
     skipped = [line for lines in processes.gather(loader.skipped) for line in lines]

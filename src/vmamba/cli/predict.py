@@ -12,6 +12,7 @@ from vmamba.cli.arguments import add_device, add_images, add_json, device, posit
 from vmamba.cli.results import Failures, printer
 from vmamba.data.images import find_images
 from vmamba.errors import CheckpointError, OptionError
+from vmamba.frozen import freeze
 from vmamba.model.backbone import VMamba
 from vmamba.progress import progress_bar
 from vmamba.tasks.classification.prediction import Prediction, class_names, eval_transform, predict
@@ -48,7 +49,7 @@ def add_to(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     paths = find_images(options.images)
     target = device(options.device)
-    model = _classifier(options)
+    model = freeze(_classifier(options).to(target))
     names = class_names(model.num_classes, options.labels, info_of(model).class_names)
     failures = Failures()
     with printer(options.json) as show:

@@ -16,6 +16,7 @@ from vmamba.cli.arguments import add_device, add_images, add_json, add_output, d
 from vmamba.cli.results import Failures, array_file, output_paths, printer, results_folder
 from vmamba.data.images import find_images, read_image
 from vmamba.files import atomic_write
+from vmamba.frozen import freeze
 from vmamba.progress import progress_bar
 from vmamba.tasks.dense.pictures import class_fractions, draw_segmentation
 from vmamba.tasks.segmentation.checkpoint import load_segmenter
@@ -57,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     images = find_images(options.images)
     outputs = output_paths(images, options.output, (".png", "_labels.png"), (RESULTS, CLASSES), options.checkpoint)
     target = device(options.device)
-    model = load_segmenter(options.checkpoint, options.model).to(target).eval()
+    model = freeze(load_segmenter(options.checkpoint, options.model).to(target))
     classes, inference = model.config.classes, _inference(model, options)
     failures = Failures()
     with ExitStack() as stack:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from typing import TypeVar, cast
 
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
@@ -15,6 +16,8 @@ from vmamba.frozen.immutable import Immutable, lock
 from vmamba.frozen.layer import FusedLayer, SealedLayer
 from vmamba.layers import Block, ConvDownsample, PatchMerging
 
+M = TypeVar("M", bound=nn.Module)
+
 #: Layers that have a fused form, and that.
 FORMS: dict[type[nn.Module], type[FusedLayer]] = {
     Block: FrozenBlock,
@@ -23,7 +26,7 @@ FORMS: dict[type[nn.Module], type[FusedLayer]] = {
 }
 
 
-def freeze(model: nn.Module) -> nn.Module:
+def freeze(model: M) -> M:
     """A copy of a model for inference, in evaluation mode: the same results, computed by operators of several layers.
 
     Nothing of it can be changed: weights are read-only; loading others, moving or converting it, and setting attributes
@@ -49,7 +52,7 @@ def freeze(model: nn.Module) -> nn.Module:
     for module in frozen.modules():
         lock(module)
     frozen.__dict__["_done"] = done
-    return frozen
+    return cast(M, frozen)
 
 
 def _refuse_touched(name: str, module: nn.Module) -> None:

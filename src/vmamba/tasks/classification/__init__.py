@@ -1,1 +1,10 @@
 """Image classification."""
+
+from typing import Any
+
+from vmamba._moved import moved
+
+
+def __getattr__(name: str) -> Any:
+    """What this module had in the first release."""
+    return moved(__name__, name)

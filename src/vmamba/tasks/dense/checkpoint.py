@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import reprlib
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,17 +121,3 @@ def _width(checkpoint: Checkpoint, entry: str) -> int:
     if not shape or not 1 <= shape[0] <= _MAX_WIDTH:
         raise CheckpointError(f"{checkpoint.label}: {entry} has the impossible shape {tuple(shape)}")
     return int(shape[0])
-
-
-_MOVED = {
-    "load_detector": "vmamba.tasks.detection.checkpoint",
-    "load_segmenter": "vmamba.tasks.segmentation.checkpoint",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """The loaders under the import path of the first release."""
-    if name not in _MOVED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn(f"{name} is in {_MOVED[name]}; this path will go", DeprecationWarning, stacklevel=2)
-    return getattr(importlib.import_module(_MOVED[name]), name)
