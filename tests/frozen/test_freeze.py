@@ -6,6 +6,7 @@ import copy
 import importlib
 import io
 import pickle
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -287,3 +288,15 @@ def test_convolution_and_silu_are_one_kernel_on_a_gpu(monkeypatch: pytest.Monkey
     with torch.no_grad():
         assert relative_error(vmamba.freeze(block)(x), block(x)) < 1e-4
     assert len(calls) == 1
+
+
+def test_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (GOLDEN.parents[1] / "docs" / "inference.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert capsys.readouterr().out.startswith(re.search(r"# (frozen for.*) …", code)[1])  # type: ignore[index]
+    with torch.no_grad():
+        torch.manual_seed(0)
+        image = torch.randn(1, 3, 200, 333)
+        assert relative_error(names["frozen"](image), names["model"].eval()(image)) < 1e-5
