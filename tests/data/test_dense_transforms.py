@@ -16,7 +16,7 @@ from vmamba.data.dense_transforms import (
     segmentation_training,
 )
 from vmamba.data.label_maps import IGNORE_INDEX
-from vmamba.data.randomness import seeded
+from vmamba.data.seeding import seeded
 from vmamba.data.segmentation_folder import SegmentationFolder
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vmamba.data.loader import IndexedLoader
-from vmamba.data.randomness import seed_all, seeded
+from vmamba.data.seeding import seed_all, seeded
 from vmamba.errors import ImageError
 
 Drawn = tuple[int, float, float, float]

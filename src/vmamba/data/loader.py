@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vmamba.data.randomness import seeded
+from vmamba.data.seeding import seeded
 from vmamba.errors import DataError, ImageError
 
 T = TypeVar("T")

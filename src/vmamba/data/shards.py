@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from vmamba.data.images import image_endings, read_image
 from vmamba.data.loader import leave_signals_to_training, report_skipped
-from vmamba.data.randomness import seeded
+from vmamba.data.seeding import seeded
 from vmamba.errors import DataError, ImageError, MissingPackageError
 
 Batch = TypeVar("Batch")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vmamba.data.randomness import seed_all
+from vmamba.data.seeding import seed_all
 from vmamba.errors import TrainingError
 from vmamba.tasks.protocol import Batch, Task
 

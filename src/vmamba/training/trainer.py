@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from vmamba.data.randomness import seed_all
+from vmamba.data.seeding import seed_all
 from vmamba.errors import DataError
 from vmamba.tasks.protocol import Batch, Loader, Task
 from vmamba.training.distributed import Processes, distribute, shard, without_sync
