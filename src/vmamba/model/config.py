@@ -13,15 +13,19 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vmamba.errors import OptionError
+from vmamba.layers.activation import ACTIVATIONS
+from vmamba.layers.out_norm import OUT_NORMS
+from vmamba.layers.scan import INITS
+from vmamba.layers.ss2d import SCANS
 from vmamba.model.author_options import fields_from_options, options_from_yaml
 
 #: The allowed values of every option that is a choice.
 CHOICES: dict[str, tuple[str, ...]] = {
-    "ssm_act": ("silu", "gelu", "relu", "sigmoid"),
-    "ssm_init": ("mamba", "rand", "zero"),
-    "scan": ("cross", "unidirectional", "bidirectional", "cascade"),
-    "out_norm": ("layernorm", "none", "dwconv3x3", "layernorm_dwconv3x3", "softmax", "sigmoid"),
-    "mlp_act": ("silu", "gelu", "relu", "sigmoid"),
+    "ssm_act": tuple(ACTIVATIONS),
+    "ssm_init": INITS,
+    "scan": SCANS,
+    "out_norm": tuple(OUT_NORMS),
+    "mlp_act": tuple(ACTIVATIONS),
     "stem": ("overlapping", "patchify"),
     "downsample": ("conv3x3", "conv2x2", "patch_merging"),
 }
