@@ -23,6 +23,7 @@ from vmamba.errors import OptionError
 from vmamba.model.backbone import VMamba
 from vmamba.model.config import VMambaConfig
 from vmamba.model.variants import VARIANTS
+from vmamba.relatives import RELATIVES
 
 default_cfgs = generate_default_cfgs(
     {
@@ -102,9 +103,9 @@ for _name in VARIANTS:
     _register(_name)
 
 
-def list_models() -> list[str]:
-    """Names of the registered models, the authors' first."""
-    return list(VARIANTS)
+def list_models(*, relatives: bool = False) -> list[str]:
+    """Names of the registered models, the authors' first; with `relatives`, those of `vmamba.relatives` at the end."""
+    return [*VARIANTS, *RELATIVES] if relatives else list(VARIANTS)
 
 
 def architecture_of(name: str) -> VMambaConfig:
@@ -113,6 +114,8 @@ def architecture_of(name: str) -> VMambaConfig:
     Raises:
         OptionError: For an unknown name; the nearest is suggested.
     """
+    if name in RELATIVES:
+        raise OptionError(f"{name} is a relative of VMamba: vmamba.create_model makes it, the commands do not know it")
     if name not in VARIANTS:
         near = difflib.get_close_matches(name, VARIANTS, n=1)
         hint = f"do you mean {near[0]!r}?" if near else f"choose one of {', '.join(VARIANTS)}"
@@ -126,7 +129,7 @@ def create_model(
     """Create a model by name; ``timm.create_model`` gives the same once `vmamba` is imported.
 
     Args:
-        name: One of `list_models`.
+        name: One of `list_models`, relatives included.
         pretrained: Load the authors' ImageNet-1K weights, downloaded once into torch's hub cache.
         checkpoint: Load these weights instead; see `load_weights`. Classes and channels are the checkpoint's; where
             `overrides` say otherwise, the classifier is a fresh one and the first convolution is adapted, as timm does
@@ -141,12 +144,17 @@ def create_model(
         CheckpointError: If the checkpoint cannot be read or does not fit.
         DownloadError: If the weights cannot be fetched.
     """
-    architecture_of(name)
+    if name not in RELATIVES:
+        architecture_of(name)
     if checkpoint is None:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **overrides)
         return model
     if pretrained:
         raise OptionError("give either pretrained=True or a checkpoint, not both")
+    if name in RELATIVES:
+        model = timm.create_model(name, **overrides)
+        load_weights(model, checkpoint)
+        return model
     opened = open_checkpoint(checkpoint)
     overrides = {"in_chans": opened.in_chans, **overrides}
     if opened.num_classes:

@@ -124,6 +124,17 @@ def test_sequences_of_tokens() -> None:
     torch.testing.assert_close(scan_routes(*flat, order, None), scan_routes(*inputs, order, None).flatten(2, 3))
 
 
+def test_routes_may_share_what_they_read() -> None:
+    inputs = operands(2)
+    x, dbc, *parameters = inputs
+    one = dbc[..., 0, :]
+    order = ORDERS["windows 3, both ways"]
+    expected = scan_routes(x, one.unsqueeze(3).expand(-1, -1, -1, 2, -1), *parameters, order)
+    torch.testing.assert_close(scan_routes(x, one, *parameters, order), expected)
+    flat = scan_routes(x.flatten(1, 2), one.flatten(1, 2), *parameters, order)
+    torch.testing.assert_close(flat, expected.flatten(1, 2))
+
+
 def test_second_derivatives() -> None:
     inputs = operands(1, 1, 2, 2)
     order = torch.tensor([[0, -1, 3, 2]])

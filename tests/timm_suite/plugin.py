@@ -5,4 +5,4 @@ import timm.models._registry as registry
 import vmamba
 
 # Some of timm's tests select models by the module they come from; this one's tests fit ours.
-registry._module_to_models["convnext"].update(vmamba.list_models())
+registry._module_to_models["convnext"].update(vmamba.list_models(relatives=True))

@@ -23,6 +23,7 @@ SUITE = HERE.parents[1] / ".cache" / f"timm-{version('timm')}" / "tests" / "test
     ("models", "count", "in_ci"),
     [
         ("vmamba_nano or vmamba_tiny or vmamba_small or vmamba_base or vanilla_vmamba", 10 * 10, True),
+        ("local_vmamba_tiny or efficient_vmamba_tiny", 10 * 2, True),
         ("vmamba_pico or vmamba_nano", 11 * 2, False),  # the test that is not for CI, TorchScript of a graph, too
     ],
 )

@@ -26,7 +26,7 @@ class MapStem(Stem):
 class Stage(nn.Module):
     """Downsampling (identity in the first stage), then blocks: (B, C, H, W) → (B, C', H', W'), channels-last memory."""
 
-    def __init__(self, downsample: nn.Module, blocks: Sequence[Block]) -> None:
+    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.grad_checkpointing = False
         self.downsample = downsample
@@ -41,8 +41,26 @@ class Stage(nn.Module):
         return x.permute(0, 3, 1, 2)
 
 
+def ss2d_options(config: VMambaConfig) -> dict[str, Any]:
+    """Keywords of `SS2D`."""
+    return {
+        "d_state": config.d_state,
+        "ssm_ratio": config.ssm_ratio,
+        "dt_rank": config.dt_rank,
+        "act": config.ssm_act,
+        "conv": config.ssm_conv,
+        "conv_bias": config.ssm_conv_bias,
+        "scan": config.scan,
+        "gate": config.gate,
+        "gate_act": config.gate_act,
+        "out_norm": config.out_norm,
+        "out_act": config.out_act,
+        "init": config.ssm_init,
+    }
+
+
 def build_stages(config: VMambaConfig, **factory: Any) -> list[Stage]:
-    """The stages of a configuration; the one place where its fields become keywords of layers."""
+    """The stages of a configuration."""
     rates = calculate_drop_path_rates(config.drop_path_rate, config.depths, stagewise=True)
     stages, in_dim = [], config.dims[0]
     for i, dim in enumerate(config.dims):
@@ -55,21 +73,10 @@ def build_stages(config: VMambaConfig, **factory: Any) -> list[Stage]:
         blocks = [
             Block(
                 dim,
-                d_state=config.d_state,
-                ssm_ratio=config.ssm_ratio,
-                dt_rank=config.dt_rank,
-                act=config.ssm_act,
-                conv=config.ssm_conv,
-                conv_bias=config.ssm_conv_bias,
-                scan=config.scan,
-                gate=config.gate,
-                gate_act=config.gate_act,
-                out_norm=config.out_norm,
-                out_act=config.out_act,
-                init=config.ssm_init,
                 mlp_ratio=config.mlp_ratio,
                 mlp_act=config.mlp_act,
                 drop_path=rate,
+                **ss2d_options(config),
                 **factory,
             )
             for rate in rates[i]
@@ -120,7 +127,7 @@ class VMamba(nn.Module):
         if config.pos_embed_size is not None:
             side = config.pos_embed_size // 4
             self.pos_embed = nn.Parameter(torch.empty(1, dims[0], side, side, **factory))
-        self.stages = nn.Sequential(*build_stages(config, **factory))
+        self.stages = nn.Sequential(*self.build_stages(config, **factory))
         self.feature_info = [
             {"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)
         ]
@@ -129,6 +136,10 @@ class VMamba(nn.Module):
         self.head = ClassifierHead(dims[-1], config.num_classes, pool_type=global_pool, drop_rate=drop_rate, **factory)
         self.init_weights()
 
+    def build_stages(self, config: VMambaConfig, **factory: Any) -> list[Stage]:
+        """The stages, for relatives that have others."""
+        return build_stages(config, **factory)
+
     def init_weights(self) -> None:
         """(Re-)initialise every parameter; also after ``to_empty``."""
         for module in self.modules():
@@ -136,7 +147,7 @@ class VMamba(nn.Module):
                 trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, (nn.Conv2d, nn.LayerNorm)):
+            elif isinstance(module, (nn.Conv2d, nn.LayerNorm, nn.BatchNorm2d)):
                 module.reset_parameters()
             elif isinstance(module, SS2D):
                 module.reset_scan_parameters()

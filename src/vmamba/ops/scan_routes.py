@@ -42,7 +42,8 @@ def scan_routes(
 
     Args:
         x: Features, (B, H, W, D) or (B, T, D), any floating dtype.
-        dbc: Rank-R part of Δ, B and C of every token and route, (B, H, W, K, R+2N) or (B, T, K, R+2N).
+        dbc: Rank-R part of Δ, B and C of every token and route, (B, H, W, K, R+2N) or (B, T, K, R+2N); without K, all
+            routes share them.
         dt_weight: (K, D, R).
         A: (K, D, N).
         D: Skip, (K, D).
@@ -59,6 +60,7 @@ def scan_routes(
             the image (on a CPU; on other devices they are PyTorch's to notice).
     """
     grid = "H W" if getattr(x, "ndim", 4) == 4 else "T"
+    shared = getattr(dbc, "ndim", 0) == getattr(x, "ndim", 0)
     sizes = check_operands(
         "scan_routes",
         {
@@ -67,14 +69,14 @@ def scan_routes(
             "A": (A, "K D N"),
             "D": (D, "K D"),
             "dt_bias": (dt_bias, "K D"),
-            "dbc": (dbc, f"B {grid} K R+2N"),
+            "dbc": (dbc, f"B {grid} R+2N" if shared else f"B {grid} K R+2N"),
         },
     )
     if reduce not in ("sum", None):
         raise ValueError(f"scan_routes: reduce must be 'sum' or None, got {reduce!r}")
     batch, channels, routes, rank, states = (sizes[name] for name in ("B", "D", "K", "R", "N"))
     shape = x.shape[1:-1]
-    x, dbc = x.flatten(1, -2), dbc.flatten(1, -3)
+    x = x.flatten(1, -2)
     tokens = x.shape[1]
     _check_order(order, batch, routes, tokens, x.device)
 
@@ -84,8 +86,10 @@ def scan_routes(
     place = torch.where(padding, batch * tokens, order + sample * tokens)  # (B, K, L), rows of x
 
     along = _rows(x.reshape(batch * tokens, channels), place)  # (B, K, L, D)
-    place = torch.where(padding, batch * tokens * routes, (order + sample * tokens) * routes + route)
-    low_rank, b, c = _rows(dbc.reshape(batch * tokens * routes, -1), place).to(dtype).split([rank, states, states], -1)
+    if not shared:
+        place = torch.where(padding, batch * tokens * routes, (order + sample * tokens) * routes + route)
+    parts = _rows(dbc.reshape(-1, dbc.shape[-1]), place).to(dtype)  # (B, K, L, R+2N)
+    low_rank, b, c = parts.split([rank, states, states], dim=-1)
     with _full_precision(x.device):
         delta = dt_weight.to(dtype) @ low_rank.mT  # (B, K, D, L)
     y = selective_scan(
@@ -116,7 +120,7 @@ def _rows(table: Tensor, place: Tensor) -> Tensor:
 
 def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Keep autocast from rounding Δ, as it cannot inside an operator."""
-    active = torch.is_autocast_enabled(device.type)
+    active = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if active else contextlib.nullcontext()
 
 
