@@ -92,16 +92,16 @@ NAMES = ("background", "lesion")
 @pytest.mark.parametrize(
     ("found", "names", "reason", "remedy"),
     [
-        (counts(v0=90, v255=10), NAMES, "0 (90.0%), 255 (10.0%)", "label_values=[0, 255]"),
-        (counts(v1=90, v255=10), NAMES, "so 'background' is the only class", "label_values=[1, 255]"),
+        (counts(v0=90, v255=10), NAMES, "0 (90.0%), 255 (10.0%)", "label_values=[0,255]"),
+        (counts(v1=90, v255=10), NAMES, "so 'background' is the only class", "label_values=[1,255]"),
         (counts(v0=90, v1=10), NAMES, "so 'background' is the only class", "if 0 is 'background', 1 is 'lesion', add"),
         (
             counts(v0=90, v1=5, v2=5),
             (*NAMES, "c"),
             "so 'c' never occurs",
-            "label_values=[0, 1, 2], or if 0 is no class",
+            "label_values=[0,1,2], or if 0 is no class",
         ),
-        (counts(v0=9, v1=5, v2=5, v255=1), (*NAMES, "c"), "so 'c' never occurs", "label_values=[0, 1, 2], or if"),
+        (counts(v0=9, v1=5, v2=5, v255=1), (*NAMES, "c"), "so 'c' never occurs", "label_values=[0,1,2], or if"),
         (counts(v0=100), NAMES, "so no pixel has a class", "give the values of the 2 classes by --set label_values"),
         (counts(v0=90, v255=10), tuple(map(str, range(150))), "classes are 1 to 150", "name yours in classes.txt"),
     ],

@@ -90,7 +90,7 @@ def test_maps_that_cannot_be_used_are_named(root: Path) -> None:
 
 def test_values_that_cannot_be_meant_end_before_training(root: Path) -> None:
     write(root, "a", [0, 0, 0, 0, 255, 255])
-    with pytest.raises(DataError, match=r"annotations/training: .* --set label_values=\[0, 255\]"):
+    with pytest.raises(DataError, match=r"annotations/training: .* --set label_values=\[0,255\]"):
         SegmentationFolder(root, "train").summary()
     summary = SegmentationFolder(root, "train", label_values=[0, 255]).summary()
     assert dict(summary.counts) == {"sky": 16, "sea": 8}

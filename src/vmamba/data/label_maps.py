@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -119,10 +119,10 @@ def check_values(
         raise DataError(f"{what}, so {names[classes[0]]!r} is the only class; {_remedy(present, names)}")
     from_zero = 0 in present and classes == list(range(len(names) - 1))
     if training and label_values is None and from_zero:
-        as_it_is = list(range(1, len(names) + 1))
+        as_it_is = _option(range(1, len(names) + 1))
         raise DataError(
             f"{what}, so {names[-1]!r} never occurs; {_remedy(present, names)}, "
-            f"or if 0 is no class and that one is just missing, --set label_values={as_it_is}"
+            f"or if 0 is no class and that one is just missing, {as_it_is}"
         )
 
 
@@ -148,5 +148,10 @@ def _remedy(present: Sequence[int], names: Sequence[str]) -> str:
         if len(values) == len(names):
             pairs = [f"{value} is {name!r}" for value, name in zip(values, names, strict=True)]
             meant = ", ".join(pairs[:4]) + (" …" if len(pairs) > 4 else "")
-            return f"if {meant}, add --set label_values={list(values)}"
+            return f"if {meant}, add {_option(values)}"
     return f"give the values of the {len(names)} classes by --set label_values=[…], or name yours in classes.txt"
+
+
+def _option(values: Iterable[int]) -> str:
+    """The values as an argument of the command, without spaces, so that a shell takes it as it stands."""
+    return f"--set label_values=[{','.join(map(str, values))}]"
