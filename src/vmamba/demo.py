@@ -26,7 +26,7 @@ from vmamba.training.recipe_files import load_recipe
 from vmamba.zoo import model_from_checkpoint
 
 #: Of the recipe `scratch`: enough for digits, and quick.
-SETTINGS = {"model": "vmamba_pico", "image_size": 32, "warmup_epochs": 0.5, "workers": 0}
+SETTINGS = {"model": "vmamba_pico", "image_size": 32, "warmup_epochs": 0.5, "workers": 1}
 SHOWN = 24
 
 
@@ -47,7 +47,7 @@ class DemoFiles:
     accuracy: float
 
 
-def run(output: Path, *, epochs: int = 30, seed: int = 0, device: torch.device | None = None) -> DemoFiles:
+def run(output: Path, *, epochs: int = 20, seed: int = 0, device: torch.device | None = None) -> DemoFiles:
     """Write the digits as class folders, train, and look at the predictions for those held out.
 
     Args:

@@ -17,6 +17,7 @@ import yaml
 
 import vmamba
 from support.runs import STEPS, last_state, read_rows
+from vmamba.checkpoints.info import read_info
 from vmamba.checkpoints.saving import save_weights
 from vmamba.cli import main
 from vmamba.cli.train import DIVERGED
@@ -195,8 +196,10 @@ def test_validation_fails_after_the_state_is_saved(
 
 
 def test_names_that_are_not_utf8(train: Train, own_images: Path, tmp_path: Path, capsys: Any) -> None:
-    """A broken image with such a name is reported, and the run goes on."""
+    """A broken image with such a name is reported, and the run goes on; a class may have one, too."""
     try:
+        for split in ("train", "val"):
+            (own_images / split / "grey").rename(own_images / split / os.fsdecode(b"gr\xe9y"))
         (own_images / "train" / "red" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
@@ -204,6 +207,9 @@ def test_names_that_are_not_utf8(train: Train, own_images: Path, tmp_path: Path,
     assert "1 images could not be read and were left out" in capsys.readouterr().out
     assert b"caf\xe9.png" in (tmp_path / "run" / "skipped.txt").read_bytes()
     assert len(read_rows(tmp_path / "run" / "epochs.csv")) == 2
+    info = read_info(tmp_path / "run" / "weights" / "model.safetensors")
+    assert info is not None
+    assert info.class_names == ("blue", r"gr\udce9y", "green", "red")  # as the data room spells it
 
 
 def test_standard_output_is_gone(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

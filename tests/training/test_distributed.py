@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from support.runs import STEPS, free_port, last_state, losses, read_rows, tensors, wait_for_step
+from support.runs import STEPS, children, free_port, last_state, losses, read_rows, tensors, wait_for_step
 
 Train = Callable[..., int]
 
@@ -84,8 +84,3 @@ def test_elastic_restart(launch: Any, alone: Path, tmp_path: Path) -> None:
     os.kill(worker, signal.SIGKILL)
     finish(process)
     assert_same_curves(tmp_path / "run", alone)
-
-
-def children(pid: int) -> list[int]:
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=True)
-    return [int(word) for word in listed.stdout.split()]

@@ -203,7 +203,8 @@ class Run:
         recipe, position = self.trainer.recipe, self.trainer.position
         names = ("data", "model", "checkpoint", "pretrained", "epochs", "batch_size", "optimizer", "lr", "seed")
         values = {name: getattr(recipe, name) for name in names}
-        return {**values, "epoch": position.epoch, "step": position.step, "weights": weights, "results": dict(results)}
+        results = {name: value for name, value in results.items() if name != "images_per_second"}
+        return {**values, "epoch": position.epoch, "step": position.step, "weights": weights, "results": results}
 
     def _save(self) -> Path:
         trainer = self.trainer
