@@ -10,6 +10,8 @@ import pytest
 
 from vmamba.cli import main
 
+pytestmark = pytest.mark.slow
+
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 # What needs the network, or files that only its reader has. `pip install` is what `make` does.

@@ -18,6 +18,8 @@ from vmamba.model.efficient_vmamba import EfficientVMambaConfig
 from vmamba.model.local_vmamba import LocalVMambaConfig
 from vmamba.relatives import RELATIVES
 
+pytestmark = pytest.mark.slow
+
 # Parameters in millions and multiply-adds in thousands of millions at 224², as the papers' tables say them.
 PUBLISHED = {
     "local_vmamba_tiny": (26, 5.7),

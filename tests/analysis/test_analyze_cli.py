@@ -15,6 +15,8 @@ from vmamba.checkpoints.saving import save_weights
 from vmamba.cli import main
 from vmamba.tables import read_csv
 
+pytestmark = pytest.mark.slow
+
 
 def analyze(capsys: pytest.CaptureFixture[str], output: Path, *arguments: object) -> list[Path]:
     """The files that an analysis says it wrote, all of them there."""

@@ -14,6 +14,8 @@ from vmamba.analysis import alternate, measure, peak_memory
 from vmamba.analysis.throughput import Timing, check, step
 from vmamba.ops import select
 
+pytestmark = pytest.mark.slow
+
 
 def test_cases_take_turns() -> None:
     calls: list[str] = []

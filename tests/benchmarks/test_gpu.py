@@ -23,6 +23,8 @@ from vmamba.ops.backends import reference
 from vmamba.ops.operands import SS2DOperands
 from vmamba.tables import read_csv
 
+pytestmark = pytest.mark.slow
+
 SMALL = Shape("small", 2, 3, 5, 8, 2, 2, torch.float32)
 
 

@@ -18,6 +18,7 @@ from vmamba import VMambaConfig
 AUTHOR_FILE = GOLDEN / "author_format_checkpoint.pth"
 
 
+@pytest.mark.slow
 def test_convert_recognises_the_variant(
     run: Run, fails: Fails, tmp_path: Path, released: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

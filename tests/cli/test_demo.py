@@ -9,6 +9,8 @@ from PIL import Image
 
 from support.commands import Run
 
+pytestmark = pytest.mark.slow
+
 
 def test_demo_trains_saves_reloads_and_draws(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One epoch only; `make demo` runs all of them and must reach 98 %."""

@@ -17,6 +17,8 @@ from vmamba.checkpoints.saving import save_weights
 from vmamba.cli import main
 from vmamba.export.onnx_runtime import runner
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:

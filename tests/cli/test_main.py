@@ -20,6 +20,8 @@ from support.commands import Fails, Run
 from vmamba.cli import _parser, analyze, main, models, top_parser
 from vmamba_command import COMMANDS
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = "import sys; from vmamba_command import main; sys.exit(main())"
 HEAVY = ("torch", "timm", "vmamba", "rich", "numpy", "matplotlib")
 

@@ -12,6 +12,8 @@ import pytest
 import vmamba
 from vmamba.compat.install import names
 
+pytestmark = pytest.mark.slow
+
 
 def python(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(Path(vmamba.__file__).parents[1])}

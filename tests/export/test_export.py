@@ -18,6 +18,8 @@ from vmamba.export.onnx_runtime import runner
 from vmamba.model.config import VMambaConfig
 from vmamba.tasks.segmentation.upernet import UperNet, UperNetConfig
 
+pytestmark = pytest.mark.slow
+
 SHAPES = [(1, 3, 32, 32), (1, 3, 64, 64), (3, 3, 65, 33), (2, 3, 96, 160), (1, 3, 384, 64), (5, 3, 40, 48)]
 
 

@@ -12,6 +12,7 @@ from support.operands import ss2d_operands
 from vmamba.export.onnx_runtime import session
 from vmamba.export.onnx_scan import DOMAIN, OPSET, VERSION, scan_function
 from vmamba.ops.backends import reference
+from vmamba.ops.operands import SS2DOperands
 from vmamba.ops.routes import PATTERNS
 
 RANKS = {"x": 4, "dbc": 5, "dt_weight": 3, "A": 3, "D": 2, "dt_bias": 2}
@@ -33,6 +34,6 @@ def test_any_grid_from_one_function(pattern: str, states: int) -> None:
     run = session(model)
     for height, width, step in [(1, 1, -2.0), (1, 9, -2.0), (7, 1, -2.0), (5, 6, 2.0), (14, 11, -8.0)]:
         operands = ss2d_operands(2, height, width, 5, states, 2, pattern, torch.float64, step)
-        expected = reference.ss2d_scan(*operands, pattern)
+        expected = reference.ss2d_scan(SS2DOperands(*operands, pattern))
         (y,) = run.run(None, {name: t.float().numpy() for name, t in zip(RANKS, operands, strict=True)})
         assert relative_error(torch.from_numpy(y), expected) < 2e-6, (height, width)

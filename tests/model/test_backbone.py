@@ -149,6 +149,7 @@ def test_half_precision_is_finite(dtype: torch.dtype) -> None:
     assert pico().to(dtype)(x.to(dtype)).isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("options", [{}, {"scan": "cascade", "out_norm": "dwconv3x3", "gate": True}], ids=str)
 def test_is_one_graph(options: dict[str, Any], grad: bool) -> None:

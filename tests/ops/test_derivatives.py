@@ -89,6 +89,7 @@ def test_forward_mode_through_each_operand_alone(scan: tuple[Scan, Scan, list[Te
                     assert_same(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compiled_forward_mode(backend: str) -> None:
     ours, truth, operands = SCANS["ss2d_scan"]

@@ -13,6 +13,8 @@ from vmamba.errors import CheckpointError
 from vmamba.studies.problems import PROBLEMS, Problem
 from vmamba.studies.scans import PATTERNS, Outcome, ScanOptions, ScanTask, accuracy, summary, train_pattern
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def easy() -> Problem:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 SUITE = HERE.parents[1] / ".cache" / f"timm-{version('timm')}" / "tests" / "test_models.py"
 

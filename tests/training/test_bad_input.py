@@ -23,6 +23,8 @@ from vmamba.cli import main
 from vmamba.cli.train import DIVERGED
 from vmamba.tasks.classification.task import Classification
 
+pytestmark = pytest.mark.slow
+
 Train = Callable[..., int]
 
 

@@ -14,6 +14,8 @@ import torch
 
 from support.runs import STEPS, children, free_port, last_state, losses, read_rows, tensors, wait_for_step
 
+pytestmark = pytest.mark.slow
+
 Train = Callable[..., int]
 
 # What is drawn per process (dropped paths, mixing within a batch) is off: the rest must not depend on their number.

@@ -20,6 +20,8 @@ from vmamba.data.images import read_image
 from vmamba.tasks.classification.accuracy import Accuracy
 from vmamba.tasks.classification.prediction import eval_transform
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:

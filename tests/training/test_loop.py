@@ -23,6 +23,8 @@ from vmamba.tasks.classification.task import Classification
 from vmamba.tasks.protocol import Job
 from vmamba.zoo import create_model
 
+pytestmark = pytest.mark.slow
+
 Train = Callable[..., int]
 PLAIN: tuple[str, ...] = (
     "mixup=0",

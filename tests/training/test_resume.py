@@ -18,6 +18,8 @@ from vmamba.training.log import RunLog
 from vmamba.training.loop import Run
 from vmamba.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 Train = Callable[..., int]
 
 

@@ -15,6 +15,8 @@ from sklearn.model_selection import train_test_split
 from support.runs import read_rows
 from vmamba.cli import main
 
+pytestmark = pytest.mark.slow
+
 TUTORIAL = (Path(__file__).parents[2] / "docs" / "finetune.md").read_text()
 
 

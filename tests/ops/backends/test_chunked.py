@@ -157,6 +157,7 @@ def test_threads_do_not_change_sequences(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [1, 2, 6])
 @pytest.mark.parametrize("states", [1, 2, 8, 16])
 @pytest.mark.parametrize("length", [1, 2, 63, 500, 3136])

@@ -23,6 +23,8 @@ from vmamba.tasks.segmentation.checkpoint import load_segmenter
 from vmamba.tasks.segmentation.upernet import UperNet, UperNetConfig
 from vmamba.zoo import create_model
 
+pytestmark = pytest.mark.slow
+
 PICO = VARIANTS["vmamba_pico"].config
 
 
@@ -107,11 +109,3 @@ def test_what_does_not_fit_is_named(detector: MaskRCNN, tmp_path: Path) -> None:
     torch.save({n: t for n, t in detector.state_dict().items() if "fpn" not in n}, tmp_path / "part.pth")
     with pytest.raises(CheckpointError, match=r"part\.pth: lacks fpn\.inner_blocks"):
         load_detector(tmp_path / "part.pth")
-
-
-def test_the_loaders_import_path_of_the_first_release() -> None:
-    from vmamba.tasks.dense import checkpoint
-
-    for name, loader in (("load_detector", load_detector), ("load_segmenter", load_segmenter)):
-        with pytest.warns(DeprecationWarning, match=name):
-            assert getattr(checkpoint, name) is loader

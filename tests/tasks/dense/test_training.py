@@ -23,6 +23,8 @@ from vmamba.tasks.segmentation.checkpoint import load_segmenter
 from vmamba.tasks.segmentation.task import Segmentation, SegmentationOptions
 from vmamba.zoo import create_model
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "detection": ["channels=16", "box_channels=32", "mask_channels=16", "proposals=30", "samples=32", "image_size=64"],
     "segmentation": ["channels=16", "auxiliary_channels=8", "crop=64", "image_size=64", "scale=[1,1]"],

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("triton")
 
 REPORT = Path(__file__).parents[4] / "benchmarks" / "triton_report.py"

@@ -26,6 +26,8 @@ from vmamba.ops.backends.triton import ss2d_backward as ss2d_backward_kernels  #
 from vmamba.ops.backends.triton import ss2d_forward as ss2d_kernels  # noqa: E402
 from vmamba.ops.backends.triton.launch import INTERPRETED  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 DEVICE = "cpu" if INTERPRETED else "cuda"
 # One patch, a row of patches, several both ways, with a remainder.
 GRIDS = [(1, 1), (3, 4), (1, 9), (5, 6)]
