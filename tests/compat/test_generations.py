@@ -36,6 +36,8 @@ def test_outputs_and_gradients_are_the_authors(path: Path) -> None:
     x.requires_grad_()
     y = layer(x)
     assert relative_error(y, golden.tensors["output"]) < 1e-4
+    with torch.no_grad():  # may take other kernels
+        assert relative_error(layer(x), golden.tensors["output"]) < 1e-4
     cotangent = torch.from_numpy(synthetic.weight(golden.metadata["cotangent"], tuple(y.shape)))
     (y * cotangent).sum().backward()
     assert x.grad is not None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vmamba.layers.call import call
 from vmamba.layers.scan import init_dt_bias, init_scan
 from vmamba.ops import ss2d_scan
 
@@ -80,7 +81,7 @@ class AuthorSS2D(nn.Module):
 
     def _scan(self, x: Tensor, pattern: str, first: int, end: int) -> Tensor:
         """Scan with the parameter groups ``first … end - 1``."""
-        projected = self.x_proj(x) if hasattr(self, "x_proj") else F.linear(x, self.x_proj_weight.flatten(0, 1))
+        projected = call(self.x_proj, x) if hasattr(self, "x_proj") else F.linear(x, self.x_proj_weight.flatten(0, 1))
         dbc = projected.unflatten(-1, (ROUTES, -1))[..., first:end, :]
         A = -torch.exp(self.A_logs if self.A_logs.dtype == torch.float64 else self.A_logs.float())
         A, D = (t.unflatten(0, (ROUTES, -1))[first:end] for t in (A, self.Ds))

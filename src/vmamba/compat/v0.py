@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vmamba.compat.ss2d import AuthorSS2D, depthwise
 from vmamba.layers import PatchExpand, PatchMerging
+from vmamba.layers.call import call
 from vmamba.layers.layout import check_tokens
 
 __all__ = ["SS2D", "Final_PatchExpand2D", "PatchExpand2D", "PatchMerging2D", "VSSBlock", "VSSLayer"]
@@ -81,8 +82,8 @@ class SS2D(AuthorSS2D):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, d_model) → (B, H, W, d_model)."""
         check_tokens(x, self.d_model, "SS2D")
-        x, gate = self.in_proj(x).chunk(2, dim=-1)
-        y = self.out_proj(self.out_norm(self.mix(x)) * F.silu(gate))
+        x, gate = call(self.in_proj, x).chunk(2, dim=-1)
+        y = call(self.out_proj, self.out_norm(self.mix(x)) * F.silu(gate))
         return y if self.dropout is None else self.dropout(y)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vmamba.layers.activation import activation
+from vmamba.layers.call import call
 
 
 class Linear2d(nn.Linear):
@@ -65,7 +67,9 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The shape of x, with `out_features` channels."""
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        x = self.fc1(x) if torch.jit.is_scripting() else call(self.fc1, x)
+        x = self.drop(self.act(x))
+        return self.drop(self.fc2(x) if torch.jit.is_scripting() else call(self.fc2, x))
 
 
 class gMlp(nn.Module):
@@ -89,8 +93,10 @@ class gMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The shape of x, with `out_features` channels."""
-        x, gate = self.fc1(x).chunk(2, dim=1 if self.channel_first else -1)
-        return self.drop(self.fc2(x * self.act(gate)))
+        x = self.fc1(x) if torch.jit.is_scripting() else call(self.fc1, x)
+        x, gate = x.chunk(2, dim=1 if self.channel_first else -1)
+        x = x * self.act(gate)
+        return self.drop(self.fc2(x) if torch.jit.is_scripting() else call(self.fc2, x))
 
 
 def act_of(act_layer: str | Callable[[], nn.Module]) -> Callable[[], nn.Module]:

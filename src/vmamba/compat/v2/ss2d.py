@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vmamba.compat.ss2d import AuthorSS2D, depthwise
 from vmamba.compat.v2.layers import Linear2d, Mlp, Permute, act_of, gMlp, norm_of
+from vmamba.layers.call import call
 from vmamba.layers.out_norm import SpatialSoftmax
 from vmamba.model.author_options import INITS, forward_type_fields
 
@@ -89,7 +90,7 @@ class SS2D(AuthorSS2D):
         if x.ndim != 4 or x.shape[channels] != self.d_model:
             layout = f"(B, {self.d_model}, H, W)" if self.channel_first else f"(B, H, W, {self.d_model})"
             raise ValueError(f"SS2D: expected {layout}, got {tuple(x.shape)}")
-        x = self.in_proj(x)
+        x = call(self.in_proj, x)
         gate = None
         if not self.disable_z:
             x, gate = x.chunk(2, dim=channels)
@@ -97,7 +98,7 @@ class SS2D(AuthorSS2D):
         y = y.permute(0, 3, 1, 2) if self.channel_first else y
         if gate is not None:
             y = y * (gate if self.disable_z_act else self.act(gate))
-        return self.dropout(self.out_proj(y))
+        return self.dropout(call(self.out_proj, y))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Entries by the names of the first generation load too."""
@@ -109,7 +110,7 @@ class SS2D(AuthorSS2D):
 
 
 def _out_norm(kind: str, inner: int) -> nn.Module:
-    """What follows the scan, on tokens (B, H, W, D); entries are numbered as the authors'."""
+    """Normalisation after the scan, on tokens (B, H, W, D); entries are numbered as the authors'."""
     if kind == "layernorm":
         return nn.LayerNorm(inner)
     if kind == "dwconv3x3":
