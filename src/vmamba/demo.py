@@ -32,7 +32,7 @@ SHOWN = 24
 
 @dataclass(frozen=True)
 class DemoFiles:
-    """What the demo leaves behind.
+    """Results of the demo.
 
     Attributes:
         weights: The trained model, with its description beside it.

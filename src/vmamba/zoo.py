@@ -49,7 +49,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """What timm calls: options of `VMambaConfig` shape the model, the others go to `VMamba`."""
+    """Entry point for timm: options of `VMambaConfig` shape the model, the others go to `VMamba`."""
     options = {field.name for field in dataclasses.fields(VMambaConfig)}
 
     def build(**model_kwargs: Any) -> VMamba:

@@ -229,17 +229,17 @@ def scaling(rows: Sequence[Mapping[str, Any]], stem: Path, title: str) -> list[P
         for axes, mode in zip(grid, modes, strict=True):
             for name, colour, marker in zip(names, COLOURS, "osD^vP*X", strict=False):
                 chosen = [row for row in rows if (row["mode"], row["model"]) == (mode, name)]
-                sides = [row["height"] for row in chosen]
+                sizes = [row["height"] for row in chosen]
                 pixels = [row["batch"] * row["height"] * row["width"] for row in chosen]
                 times = [row["ms"] * 1e6 / p for row, p in zip(chosen, pixels, strict=True)]
-                axes[0].plot(sides, times, marker=marker, color=colour, label=name)
+                axes[0].plot(sizes, times, marker=marker, color=colour, label=name)
                 memory = [
                     float(row["peak_memory_mib"] or "nan") * 2**20 / p for row, p in zip(chosen, pixels, strict=True)
                 ]
-                axes[1].plot(sides, memory, marker=marker, color=colour)
+                axes[1].plot(sizes, memory, marker=marker, color=colour)
             for axis, what in zip(axes, ("time per pixel, ns", "peak memory per pixel, bytes"), strict=True):
                 axis.set_xscale("log", base=2)
-                axis.set_xticks(sides, list(map(str, sides)))
+                axis.set_xticks(sizes, list(map(str, sizes)))
                 axis.minorticks_off()
                 axis.set_ylim(bottom=0)
                 axis.set_xlabel("height and width of the image, pixels")

@@ -163,7 +163,7 @@ def _version_file(partial: Path) -> Path:
 
 
 def _version(headers: Message) -> str:
-    """What tells this version of the file from others in ``If-Range``; empty if nothing does."""
+    """Validator of this version of the file, for ``If-Range``; empty if the server gives none."""
     etag = headers.get("ETag", "")
     return etag if etag.startswith('"') else headers.get("Last-Modified", "")  # a weak ETag is not allowed there
 
@@ -205,7 +205,7 @@ def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
 
 
 def _extent(response: http.client.HTTPResponse) -> tuple[int | None, int | None]:
-    """Where the body starts in the remote file, and the size of that file; None: not known."""
+    """Offset of the body in the remote file and size of that file, in bytes; None: not known."""
     if response.status == 200:
         length = response.headers.get("Content-Length", "")
         return 0, int(length) if length.isdecimal() else None

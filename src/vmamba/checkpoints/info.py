@@ -1,4 +1,4 @@
-"""What weights are for and how to use them: the JSON file beside them.
+"""Purpose and use of weights: the JSON file beside them.
 
 ``model.json`` beside ``model.safetensors``::
 
@@ -185,7 +185,7 @@ class ModelInfo:
 
 
 def info_path(weights: str | Path) -> Path:
-    """Where the description of a ``.safetensors`` file lies: beside it, ``.json``."""
+    """Path of the description of a ``.safetensors`` file: beside it, ``.json``."""
     return Path(weights).with_suffix(".json")
 
 

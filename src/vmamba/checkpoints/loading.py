@@ -172,7 +172,7 @@ def _kind_of(name: str) -> str:
 
 
 def _names_in(model: nn.Module) -> Callable[[str], str]:
-    """How timm's feature extractors rename the entries of the model inside them."""
+    """Map from the names of a `VMamba` to those in a timm feature extractor around one."""
     names = model.state_dict().keys()
     if any(name.startswith("stages_0.") for name in names):
         return lambda name: re.sub(r"^stages\.(\d+)\.", r"stages_\1.", name)

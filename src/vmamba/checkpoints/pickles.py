@@ -1,4 +1,4 @@
-"""What a pickle describes, without making any of it.
+"""Contents of a pickle, described without making any of them.
 
 A pickle is a program that names functions and calls them. Here nothing is looked up and nothing is called: containers
 and tensors are recognised by name, whatever else is in there becomes an `Unread`. Sizes are never taken on trust, which
@@ -257,10 +257,10 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Store
 
 
 def _tensor_of_dtype(storage: Any, offset: Any, size: Any, stride: Any, _: Any, __: Any, dtype: Any, *___: Any) -> Any:
-    found = getattr(torch, dtype.name.removeprefix("torch."), None) if isinstance(dtype, Name) else None
-    if not isinstance(found, torch.dtype):
+    torch_dtype = getattr(torch, dtype.name.removeprefix("torch."), None) if isinstance(dtype, Name) else None
+    if not isinstance(torch_dtype, torch.dtype):
         raise ValueError("a dtype that is not known")
-    return StoredTensor(storage[0], found, size, stride, offset)
+    return StoredTensor(storage[0], torch_dtype, size, stride, offset)
 
 
 #: What weights consist of.

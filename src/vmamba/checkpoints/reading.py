@@ -87,9 +87,9 @@ def select_weights(content: Mapping[str, Any], weights: Weights, label: str) -> 
             break
     else:
         if weights == "model_ema" or not any(isinstance(value, (Tensor, StoredTensor)) for value in content.values()):
-            found = ", ".join(map(str, list(content)[:8])) or "nothing"
+            sections = ", ".join(map(str, list(content)[:8])) or "nothing"
             wanted = "weights" if weights == "auto" else f"{weights!r} weights"
-            raise CheckpointError(f"{label}: has no {wanted} (found: {found})")
+            raise CheckpointError(f"{label}: has no {wanted} (found: {sections})")
     entries = {str(name): value for name, value in content.items() if isinstance(value, (Tensor, StoredTensor))}
     if not entries:
         raise CheckpointError(f"{label}: holds no tensors")

@@ -50,7 +50,7 @@ class Checkpoint:
 
     @cached_property
     def task(self) -> Task:
-        """What the weights are for."""
+        """Task of the weights, by their names."""
         if any(name.startswith(_DETECTOR) for name in self.entries):
             return "detection"
         return "segmentation" if any(name.startswith("decode_head.") for name in self.entries) else "classification"
@@ -163,7 +163,7 @@ def open_checkpoint(source: str | Path | Mapping[str, Any] | Checkpoint, weights
 
 
 def _info_of_run(content: Mapping[str, Any]) -> ModelInfo | None:
-    """What a checkpoint of a run tells: its recipe names the model and the changes to it."""
+    """Description of a checkpoint of a run: its recipe names the model and the changes to it."""
     recipe = content.get("recipe")
     variant = VARIANTS.get(str(recipe.get("model"))) if isinstance(recipe, Mapping) else None
     options = recipe.get("model_options") if isinstance(recipe, Mapping) else None

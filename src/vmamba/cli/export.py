@@ -81,7 +81,7 @@ def _model(options: argparse.Namespace) -> nn.Module:
 
 
 def _metadata(info: Any) -> dict[str, Any]:
-    """What a user of the file needs: task, class names, preprocessing."""
+    """Metadata for users of the file: task, class names, preprocessing."""
     if info is None:
         return {}
     known = {"task": info.task, "class_names": info.class_names}

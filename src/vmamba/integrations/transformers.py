@@ -105,7 +105,7 @@ class VMambaConfig(BackboneConfigMixin, _Architecture):
         return cls(**values, **options)
 
     def image_processor(self) -> BitImageProcessor:
-        """What prepares images as in training: resize the short side, crop the centre, normalise."""
+        """Preprocessing of the validation in training: resize the short side, crop the centre, normalise."""
         prepare = Preprocessing(**(self.preprocessing or {}))
         size = prepare.image_size or 224
         return BitImageProcessor(
@@ -137,7 +137,7 @@ class _Network(VMamba):
 
 
 class VMambaPreTrainedModel(PreTrainedModel):
-    """What the models have in common."""
+    """Common base of the models."""
 
     config_class = VMambaConfig
     config: VMambaConfig

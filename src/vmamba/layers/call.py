@@ -75,7 +75,7 @@ def _is_plain(layer: nn.Linear | nn.Conv2d, x: Tensor) -> bool:
 
 
 def _is_observed() -> bool:
-    """Whether anything sees the single operations: a global hook, a tracer, a mode, a transform, forward-mode AD."""
+    """True if anything sees the single operations: a global hook, a tracer, a mode, a transform, forward-mode AD."""
     if _any_global_hook() or torch.jit.is_tracing():
         return True
     if torch.compiler.is_compiling():

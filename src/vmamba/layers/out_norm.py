@@ -1,4 +1,4 @@
-"""What follows the scan: a normalisation by name."""
+"""Normalisations after the scan, by name."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Stem(nn.Module):
         return self.tokens(x)
 
     def tokens(self, x: Tensor) -> Tensor:
-        """What ``forward`` gives, for subclasses (TorchScript has no ``super()``)."""
+        """Output of ``forward``, for subclasses (TorchScript has no ``super()``)."""
         x = self.conv1(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
         x = self.act(self.norm1(x))
         return self.norm2(self.conv2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))

@@ -125,8 +125,8 @@ class VMamba(nn.Module):
         self.stem = MapStem(config.in_chans, dims[0], overlapping=overlapping, norm=config.patch_norm, **factory)
         self.pos_embed: nn.Parameter | None = None
         if config.pos_embed_size is not None:
-            side = config.pos_embed_size // 4
-            self.pos_embed = nn.Parameter(torch.empty(1, dims[0], side, side, **factory))
+            size = config.pos_embed_size // 4
+            self.pos_embed = nn.Parameter(torch.empty(1, dims[0], size, size, **factory))
         self.stages = nn.Sequential(*self.build_stages(config, **factory))
         self.feature_info = [
             {"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)

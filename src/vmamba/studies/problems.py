@@ -24,7 +24,7 @@ Examples = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Problem:
-    """What to learn from and what to test on.
+    """Training and test images of a problem.
 
     Attributes:
         images: float32 (n, 3, S, S).

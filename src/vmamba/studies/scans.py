@@ -50,7 +50,7 @@ class Outcome:
 
 
 class ScanOptions(Settings):
-    """What a run of the study is besides its recipe.
+    """Settings of a run of the study, besides its recipe.
 
     Attributes:
         problem: Its name.

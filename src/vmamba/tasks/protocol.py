@@ -1,4 +1,4 @@
-"""What the training engine asks of a task: a model, batches, a loss, a metric.
+"""Interface between the training engine and a task: a model, batches, a loss, a metric.
 
 The engine (`vmamba.training`) knows nothing else about classification, detection or segmentation. Everything random is
 a pure function of numbers that it hands out, so that a run can stop anywhere and continue bit for bit: a batch depends
@@ -27,7 +27,7 @@ B = TypeVar("B", bound="Batch")
 
 
 class Batch(Protocol):
-    """What a loader yields: any images and targets, stacked or not.
+    """Batch of a loader: any images and targets, stacked or not.
 
     Attributes:
         size: Images in it.
@@ -103,7 +103,7 @@ class TaskRecipe(Settings):
 
 
 class Job(TaskRecipe):
-    """What one process of a run asks its task to do.
+    """Settings of a task in one process of a run.
 
     Attributes:
         data: Where the data lie; what it may be is the task's business.
@@ -119,7 +119,7 @@ class Job(TaskRecipe):
 
     @property
     def loader_options(self) -> dict[str, Any]:
-        """What every loader is told."""
+        """Arguments common to all loaders."""
         names = ("batch_size", "seed", "rank", "world_size", "workers", "strict")
         return {name: getattr(self, name) for name in names}
 

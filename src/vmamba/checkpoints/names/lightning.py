@@ -24,7 +24,7 @@ def translate(entries: Mapping[str, Entry]) -> dict[str, Entry]:
 
 
 def _prefix(names: Collection[str]) -> str:
-    """What is in front of the model's names; of several models the one in ``model.``, else the first."""
+    """Prefix of the model's names; of several models that of ``model.``, else the first."""
     prefixes = [match[1] for match in map(_FIRST_LAYER.match, names) if match]
     if "" in prefixes or not prefixes:
         return ""

@@ -6,5 +6,5 @@ from vmamba._moved import moved
 
 
 def __getattr__(name: str) -> Any:
-    """What this module had in the first release."""
+    """Names that this module had in the first release."""
     return moved(__name__, name)

@@ -169,21 +169,21 @@ class Detection:
     def evaluate(
         self, model: nn.Module, batches: Iterable[DetectionBatch], output: Path | None = None
     ) -> dict[str, float]:
-        found: list[dict[str, Any]] = []
+        results: list[dict[str, Any]] = []
         image_ids: list[int] = []
         for batch in batches:
             image_ids += batch.ids
             for i, detections in enumerate(model(batch.images, batch.sizes)):
                 (height, width), original = batch.sizes[i], batch.originals[i]
                 boxes, masks = detections.in_image(original, (height / original[0], width / original[1]))
-                found += as_results(
+                results += as_results(
                     batch.ids[i], boxes, detections.scores, detections.labels, masks, self.val_data.category_ids
                 )
-        parts = [(found, image_ids)]
+        parts = [(results, image_ids)]
         if dist.is_initialized():
             parts = [([], []) for _ in range(dist.get_world_size())]
-            dist.all_gather_object(parts, (found, image_ids))
-        together = [result for results, _ in parts for result in results]
+            dist.all_gather_object(parts, (results, image_ids))
+        together = [result for part, _ in parts for result in part]
         seen = [image_id for _, ids in parts for image_id in ids]
         return average_precision(self.val_data.file, together, seen, output if self.job.rank == 0 else None)
 

@@ -55,5 +55,5 @@ class SegmentationOptions(Settings):
         return self
 
     def inference(self) -> Inference:
-        """How validation images are segmented."""
+        """Inference on validation images."""
         return Inference(self.image_size, self.max_size, self.window, self.stride, self.scales, self.flip)
