@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from vmamba.ops import pointwise, pointwise_branch
+from vmamba.ops import pointwise, pointwise_branch, use_backend
 
 
 @pytest.fixture(params=[(2, 5, 3), (1, 1, 1), (1, 1, 7), (3, 1, 1)], ids=str)
@@ -125,3 +126,46 @@ def test_branch_operator_and_flops() -> None:
         with torch.set_grad_enabled(grad):
             compiled = torch.compile(pointwise_branch, fullgraph=True, backend="aot_eager")
             torch.testing.assert_close(compiled(*arguments, added), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_use_backend_reaches_them(operands: tuple[Tensor, Tensor, Tensor]) -> None:
+    """PyTorch's own operations where a backend made of them is asked for, oneDNN otherwise."""
+
+    def called() -> set[str]:
+        with torch.no_grad(), torch.profiler.profile() as profile:
+            pointwise(*operands)
+            pointwise_branch(operands[0], torch.ones(8), torch.zeros(8), 1e-6, [operands[1]], [operands[2]])
+        return {event.key for event in profile.key_averages() if event.key.startswith("vmamba::")}
+
+    assert called() == {"vmamba::onednn_linear", "vmamba::onednn_branch"}
+    for name in ("chunked", "reference"):
+        with use_backend(name):
+            assert called() == set()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+def test_derivatives_of_the_operators(operands: tuple[Tensor, Tensor, Tensor]) -> None:
+    """No kernel has them: tangents and gradients are PyTorch's, never zero."""
+    norm = [torch.ones(8), torch.zeros(8)]
+
+    def ours(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        branch = torch.ops.vmamba.onednn_branch(x, *norm, 1e-6, [weight], [bias], None)
+        return torch.ops.vmamba.onednn_linear(x, weight, bias), branch
+
+    def truth(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        return F.linear(x, weight, bias), F.linear(F.layer_norm(x, (8,), *norm, 1e-6), weight, bias)
+
+    def tangents(run: Callable[..., tuple[Tensor, Tensor]], *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.func.jvp(run, tensors, tensors)[1]
+
+    with torch.no_grad():
+        for got, expected in zip(tangents(ours, *operands), tangents(truth, *operands), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+            assert got.count_nonzero() > 0
+    leaves = [t.clone().requires_grad_() for t in operands]
+    for got, expected in zip(
+        torch.autograd.grad(sum(y.sin().sum() for y in ours(*leaves)), leaves),
+        torch.autograd.grad(sum(y.sin().sum() for y in truth(*leaves)), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.library import CustomOpDef
+from torch.utils._pytree import tree_leaves
 
-from vmamba.ops.private_torch import autograd_kernel
+from vmamba.ops.private_torch import autograd_kernel, below_autograd, unpack_dual
 
 _library = torch.library.Library("vmamba", "FRAGMENT")  # registrations live as long as it does
 
@@ -62,6 +62,26 @@ def register_derivatives(
     operator.register_vmap(vmap or sample_by_sample(op))
 
 
+def register_plain_derivatives(name: str, plain: Callable[..., Any]) -> None:
+    """Leave all derivatives of an operator that has no gradient of its own to `plain`.
+
+    Args:
+        name: Within ``torch.ops.vmamba``.
+        plain: The same results from the same operands, in operations of PyTorch.
+    """
+    below = below_autograd(getattr(torch.ops.vmamba, name).default)
+    if below is None:
+        return
+
+    def kernel(keyset: Any, *operands: Any) -> Any:
+        tensors = [t for t in tree_leaves(operands) if isinstance(t, Tensor)]
+        if has_tangent(*tensors) or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+            return plain(*operands)
+        return below(keyset, operands)
+
+    _library.impl(name, kernel, "Autograd", with_keyset=True)
+
+
 def sample_by_sample(op: Any) -> Callable[..., Any]:
     """A rule for ``torch.func.vmap``: one call of the operator for each sample."""
 
@@ -81,7 +101,7 @@ def sample_by_sample(op: Any) -> Callable[..., Any]:
 def has_tangent(*operands: Any) -> bool:
     """Whether forward-mode differentiation reaches an operator through one of its operands."""
     # There is only one level. It must be named: compiled code enters it without telling Python.
-    return any(isinstance(t, Tensor) and forward_ad.unpack_dual(t, level=0).tangent is not None for t in operands)
+    return any(isinstance(t, Tensor) and unpack_dual(t, level=0).tangent is not None for t in operands)
 
 
 def _pull_back(plain: Callable[..., Any], results: int, *arguments: Any) -> tuple[Any, ...]:

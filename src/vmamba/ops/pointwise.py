@@ -6,7 +6,8 @@ uses for convolutions, and under ``torch.compile`` for linear layers whose weigh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from vmamba.ops.backends import is_plain
 from vmamba.ops.checks import check_operands
+from vmamba.ops.derivatives import register_plain_derivatives
 
 _AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -84,16 +87,29 @@ def pointwise_branch(
     if for_onednn(x) and without_gradient():
         fused: Tensor = torch.ops.vmamba.onednn_branch(x, norm_weight, norm_bias, eps, weights, biases, residual)
         return fused
+    return _branch(pointwise, x, norm_weight, norm_bias, eps, weights, biases, residual)
+
+
+def _branch(
+    linear: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    residual: Tensor | None = None,
+) -> Tensor:
     x = F.layer_norm(x, norm_weight.shape, norm_weight, norm_bias, eps)
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        x = pointwise(F.gelu(x) if i else x, weight, bias)
+        x = linear(F.gelu(x) if i else x, weight, bias)
     return x if residual is None else residual + x
 
 
 def for_onednn(x: Tensor) -> bool:
     """Whether oneDNN is the faster library for this tensor."""
     recorded = torch.compiler.is_exporting() or torch.jit.is_tracing()  # for other machines and sizes
-    return x.device.type == "cpu" and x.dtype == torch.float32 and not recorded
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not recorded and not is_plain()
 
 
 def without_gradient() -> bool:
@@ -185,6 +201,10 @@ def _(
 ) -> Tensor:
     _check_branch(x, norm_weight, norm_bias, weights, biases, residual)
     return x.new_empty((*x.shape[:-1], weights[-1].shape[0]))
+
+
+register_plain_derivatives("onednn_linear", F.linear)
+register_plain_derivatives("onednn_branch", partial(_branch, F.linear))
 
 
 @register_flop_formula(torch.ops.vmamba.onednn_linear)

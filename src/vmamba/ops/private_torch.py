@@ -30,6 +30,12 @@ except ImportError:
         return fn
 
 
+try:
+    from torch._VF import _unpack_dual as unpack_dual  # a quarter of the time
+except ImportError:
+    from torch.autograd.forward_ad import unpack_dual  # type: ignore[assignment]  # noqa: F401
+
+
 def constant_when_compiled(fn: Function) -> Function:
     """Let Dynamo call the function while it traces and take the result for a constant.
 
@@ -71,6 +77,20 @@ def is_known(condition: Any) -> bool:
     return guard_or_false(condition)
 
 
+def below_autograd(op: Any) -> Callable[..., Any] | None:
+    """What runs an operator, given a key set and its operands, once autograd has looked on; None where names miss."""
+    try:
+        from torch._C import _after_autograd_keyset, _AutoDispatchBelowAutograd
+    except ImportError:
+        return None
+
+    def below(keyset: Any, operands: Sequence[Any]) -> Any:
+        with _AutoDispatchBelowAutograd():
+            return op.redispatch(keyset & _after_autograd_keyset, *operands)
+
+    return below
+
+
 def autograd_kernel(
     operator: CustomOpDef, op: Any, setup_context: Callable[..., None], backward: Callable[..., Any]
 ) -> Callable[..., Any]:
@@ -80,17 +100,18 @@ def autograd_kernel(
     the private names `torch.func` refuses to differentiate the operator.
     """
     try:
-        from torch._C import _after_autograd_keyset, _any_requires_grad, _AutoDispatchBelowAutograd
+        from torch._C import _any_requires_grad
         from torch._functorch.autograd_function import enable_single_level_autograd_function
         from torch.autograd.forward_ad import _set_fwd_grad_enabled
         from torch.autograd.function import _SingleLevelFunction
     except ImportError:
+        run_below = None
+    else:
+        run_below = below_autograd(op)
+    if run_below is None:
         operator.register_autograd(backward, setup_context=setup_context)
         return torch.library.get_kernel(op, "AutogradCPU").call_boxed
-
-    def below(keyset: Any, operands: Sequence[Any]) -> Any:
-        with _AutoDispatchBelowAutograd():
-            return op.redispatch(keyset & _after_autograd_keyset, *operands)
+    below = run_below
 
     class Derivative(_SingleLevelFunction):
         @staticmethod
