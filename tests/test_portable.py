@@ -36,7 +36,6 @@ for module in pkgutil.walk_packages(vmamba.__path__, "vmamba."):
 TRAIN = """
 from vmamba.cli import main
 
-pytestmark = pytest.mark.slow
 sys.exit(main(sys.argv[1:]))
 """
 
