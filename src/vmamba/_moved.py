@@ -43,7 +43,7 @@ MOVED: dict[str, dict[str, str]] = {
 
 
 def moved(module: str, name: str) -> Any:
-    """What used to be ``module.name``, with a warning that says where it is now.
+    """The object that ``module.name`` was, with a warning that says where it is now.
 
     Raises:
         AttributeError: If there was nothing of this name.

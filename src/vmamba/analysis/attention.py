@@ -21,11 +21,11 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from vmamba.errors import OptionError
 from vmamba.layers.ss2d import SS2D
 from vmamba.ops.backends.reference import accumulation_dtype
+from vmamba.ops.private_torch import TorchDispatchMode
 from vmamba.ops.routes import Route, routes
 
 #: What a row holds. ``exact``: M itself. The others leave out factors, as the authors' figures do: ``with_decay`` is

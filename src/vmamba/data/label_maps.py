@@ -112,7 +112,7 @@ def check_values(
     table = label_table(len(names), label_values)
     present = np.flatnonzero(counts).tolist()
     classes = sorted({int(table[value]) for value in present} - {IGNORE_INDEX})
-    what = f"{folder}: the label maps have {_shares(counts)}, {_meaning(table)}"
+    what = f"{folder}: the label maps have {_frequencies(counts)}, {_meaning(table)}"
     if not classes:
         raise DataError(f"{what}, so no pixel has a class; {_remedy(present, names)}")
     if training and len(classes) == 1:
@@ -126,7 +126,7 @@ def check_values(
         )
 
 
-def _shares(counts: NDArray[np.int64]) -> str:
+def _frequencies(counts: NDArray[np.int64]) -> str:
     total = counts.sum()
     values = np.flatnonzero(counts)
     some = [f"{value} ({counts[value] / total:.1%})" for value in values[:6]]

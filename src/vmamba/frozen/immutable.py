@@ -54,7 +54,7 @@ class Immutable(nn.Module):
         return {}
 
     def buffer_names(self) -> set[str]:
-        """Which of `own_tensors` are no parameters."""
+        """Names of those of `own_tensors` that are no parameters."""
         return set(self._buffers)
 
     def own_tensors(self) -> dict[str, Tensor]:

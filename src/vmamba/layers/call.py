@@ -7,18 +7,10 @@ layer (adapters, pruning, hooks, offloading, quantisers, counters, tracers) must
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.nn.modules import module as nn_module
 
 from vmamba.ops import convolution, pointwise
-
-# As in torch 2.11 to 2.15. Without them nobody can be ruled out, and every layer is called.
-_any_global_hook = getattr(nn_module, "_has_any_global_hook", lambda: True)
-_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
-_function_modes = getattr(torch._C, "_len_torch_function_stack", lambda: 1)
-_function_transform = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", lambda: True)
+from vmamba.ops.private_torch import has_hooks, is_observed
 
 _LINEAR_FORWARD, _CONV_FORWARD = nn.Linear.forward, nn.Conv2d.forward
 
@@ -46,22 +38,12 @@ def _is_dense(layer: nn.Conv2d) -> bool:
 
 
 def _is_untouched(layer: nn.Linear | nn.Conv2d, x: Tensor) -> bool:
-    return _is_plain(layer, x) and not _is_observed()
+    return _is_plain(layer, x) and not is_observed()
 
 
 def _is_plain(layer: nn.Linear | nn.Conv2d, x: Tensor) -> bool:
     """No hook, no replaced ``forward``, plain parameters on the CPU of the dtype of a plain x."""
-    if (
-        layer._forward_hooks
-        or layer._forward_pre_hooks
-        or layer._backward_hooks
-        or layer._backward_pre_hooks
-        or layer._state_dict_hooks
-        or layer._state_dict_pre_hooks
-        or layer._load_state_dict_pre_hooks
-        or layer._load_state_dict_post_hooks
-        or "forward" in layer.__dict__
-    ):
+    if has_hooks(layer) or "forward" in layer.__dict__:
         return False
     weight, bias = layer._parameters.get("weight"), layer._parameters.get("bias")
     return (
@@ -72,12 +54,3 @@ def _is_plain(layer: nn.Linear | nn.Conv2d, x: Tensor) -> bool:
         and x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype
     )
-
-
-def _is_observed() -> bool:
-    """True if anything sees the single operations: a global hook, a tracer, a mode, a transform, forward-mode AD."""
-    if _any_global_hook() or torch.jit.is_tracing():
-        return True
-    if torch.compiler.is_compiling():
-        return False  # the compiler sees the operators and their gradients as they are
-    return bool(_dispatch_modes() or _function_modes() or _function_transform() or forward_ad._current_level >= 0)

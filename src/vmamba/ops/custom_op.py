@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.library import CustomOpDef
 
 from vmamba.ops.backends import BACKENDS, select, unavailable
+from vmamba.ops.derivatives import refuse_tangents
 from vmamba.ops.private_torch import (
     FakeTensor,
     FunctionalTensor,
@@ -36,7 +37,7 @@ def define(name: str, schema: str, run: Callable[..., Any]) -> CustomOpDef:
     Returns:
         What ``torch.library.custom_op`` returns, to register its shapes and gradient.
     """
-    operator = torch.library.custom_op(f"vmamba::{name}", run, mutates_args=(), schema=schema)
+    operator = torch.library.custom_op(f"vmamba::{name}", refuse_tangents(name, run), mutates_args=(), schema=schema)
 
     def trace(mode: Any, op: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors = [t for t in args if isinstance(t, Tensor)]
@@ -61,7 +62,7 @@ def _asked(args: tuple[Any, ...]) -> str | None:
 
 
 class _Sources:
-    """What the key of a compiled graph in PyTorch's caches holds for an operator, whose kernels the graph holds.
+    """The part of a compiled graph's key in PyTorch's caches that stands for the kernels of an operator.
 
     Looked up when asked for: importing vmamba does not import triton.
     """

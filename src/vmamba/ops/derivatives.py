@@ -9,14 +9,16 @@ forward-mode derivatives (``torch.func.jvp``, ``torch.autograd.forward_ad``) and
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.library import CustomOpDef
-from torch.utils._pytree import tree_leaves
 
-from vmamba.ops.private_torch import autograd_kernel, below_autograd, unpack_dual
+from vmamba.ops.private_torch import HAS_AUTOGRAD_KERNELS, autograd_kernel, below_autograd, unpack_dual
 
 _library = torch.library.Library("vmamba", "FRAGMENT")  # registrations live as long as it does
 
@@ -46,12 +48,15 @@ def register_derivatives(
 
     def run_backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         operands = (constant if t is None else t for t, constant in zip(ctx.saved_tensors, ctx.constants, strict=True))
-        found = pull(*gradients, *operands)
-        return (*found, *[None] * len(ctx.constants))[
-            : len(ctx.constants)
-        ]  # operands left at their defaults are absent
+        of_operands = pull(*gradients, *operands)
+        count = len(ctx.constants)  # without operands left at their defaults
+        return (*of_operands, *[None] * count)[:count]
 
-    reverse_mode = autograd_kernel(operator, op, setup_context, run_backward)
+    operator.register_vmap(vmap or sample_by_sample(op))
+    if not HAS_AUTOGRAD_KERNELS:
+        operator.register_autograd(run_backward, setup_context=setup_context)
+        return
+    reverse_mode = autograd_kernel(op, setup_context, run_backward)
 
     def kernel(keyset: Any, *operands: Any) -> Any:
         if has_tangent(*operands):
@@ -59,7 +64,6 @@ def register_derivatives(
         return reverse_mode(keyset, *operands)
 
     _library.impl(operator._name, kernel, "Autograd", with_keyset=True)
-    operator.register_vmap(vmap or sample_by_sample(op))
 
 
 def register_plain_derivatives(name: str, plain: Callable[..., Any]) -> None:
@@ -69,12 +73,13 @@ def register_plain_derivatives(name: str, plain: Callable[..., Any]) -> None:
         name: Within ``torch.ops.vmamba``.
         plain: The same results from the same operands, in operations of PyTorch.
     """
-    below = below_autograd(getattr(torch.ops.vmamba, name).default)
-    if below is None:
+    if not HAS_AUTOGRAD_KERNELS:
         return
+    below = below_autograd(getattr(torch.ops.vmamba, name).default)
 
     def kernel(keyset: Any, *operands: Any) -> Any:
-        tensors = [t for t in tree_leaves(operands) if isinstance(t, Tensor)]
+        leaves = chain.from_iterable(o if isinstance(o, list | tuple) else [o] for o in operands)
+        tensors = [t for t in leaves if isinstance(t, Tensor)]
         if has_tangent(*tensors) or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
             return plain(*operands)
         return below(keyset, operands)
@@ -98,8 +103,24 @@ def sample_by_sample(op: Any) -> Callable[..., Any]:
     return rule
 
 
+def refuse_tangents(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    """`run`, with an error instead of results without tangents where a PyTorch lacks the names for forward mode."""
+
+    @wraps(run)
+    def checked(*operands: Any) -> Any:
+        try:
+            with forward_ad.dual_level():  # there can be only one
+                return run(*operands)
+        except RuntimeError as error:
+            if "Nested forward mode" not in str(error):
+                raise
+        raise NotImplementedError(f"{name}: no forward-mode derivative with torch {torch.__version__}")
+
+    return run if HAS_AUTOGRAD_KERNELS else checked
+
+
 def has_tangent(*operands: Any) -> bool:
-    """Whether forward-mode differentiation reaches an operator through one of its operands."""
+    """True if forward-mode differentiation reaches an operator through one of its operands."""
     # There is only one level. It must be named: compiled code enters it without telling Python.
     return any(isinstance(t, Tensor) and unpack_dual(t, level=0).tangent is not None for t in operands)
 

@@ -1,4 +1,4 @@
-"""What happens to every token on its own, on a CPU by oneDNN.
+"""Linear maps of every token on its own, on a CPU by oneDNN.
 
 PyTorch hands float32 linear layers on a CPU to MKL, which on AMD processors reaches half the speed of oneDNN; that it
 uses for convolutions, and under ``torch.compile`` for linear layers whose weights are constants.
@@ -18,8 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 from vmamba.ops.backends import is_plain
 from vmamba.ops.checks import check_operands
 from vmamba.ops.derivatives import register_plain_derivatives
-
-_AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+from vmamba.ops.private_torch import HAS_ONEDNN_LINEAR, onednn_linear, onednn_linear_add
 
 #: Allocations of this size, in bytes, come from the operating system anew each time, which costs more than using them.
 LARGE = 32 * 2**20
@@ -107,14 +106,14 @@ def _branch(
 
 
 def for_onednn(x: Tensor) -> bool:
-    """Whether oneDNN is the faster library for this tensor."""
+    """True if oneDNN is the faster library for this tensor."""
     recorded = torch.compiler.is_exporting() or torch.jit.is_tracing()  # for other machines and sizes
     return x.device.type == "cpu" and x.dtype == torch.float32 and not recorded and not is_plain()
 
 
 def without_gradient() -> bool:
-    """Whether oneDNN's linear operators, which have no gradient, can be used."""
-    return _AVAILABLE and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    """True if oneDNN's linear operators, which have no gradient, can be used."""
+    return HAS_ONEDNN_LINEAR and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
 
 def _check_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -147,7 +146,7 @@ def _tokens(x: Tensor) -> str:
 @torch.library.impl("vmamba::onednn_linear", "CPU")
 def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     _check_linear(x, weight, bias)
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "none")
+    return onednn_linear(x, weight, bias)
 
 
 @torch.library.impl("vmamba::onednn_branch", "CPU")
@@ -165,10 +164,10 @@ def _onednn_branch(
     def run(tokens: Tensor, rest: Tensor | None) -> Tensor:
         tokens = F.layer_norm(tokens, norm_weight.shape, norm_weight, norm_bias, eps)
         for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-            tokens = torch.ops.mkldnn._linear_pointwise(tokens, weight, bias, "gelu", [], "none")
+            tokens = onednn_linear(tokens, weight, bias, "gelu")
         if rest is None:
-            return torch.ops.mkldnn._linear_pointwise(tokens, weights[-1], biases[-1], "none", [], "none")
-        return torch.ops.mkldnn._linear_pointwise.binary(tokens, rest, weights[-1], biases[-1], "add")
+            return onednn_linear(tokens, weights[-1], biases[-1])
+        return onednn_linear_add(tokens, rest, weights[-1], biases[-1])
 
     shape = (*x.shape[:-1], weights[-1].shape[0])
     x = x.reshape(-1, x.shape[-1])

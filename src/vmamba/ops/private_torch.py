@@ -1,4 +1,4 @@
-"""Private names of PyTorch that VMamba uses, seen in 2.15 (and in 2.11), each with what happens where it is missing.
+"""Private names of PyTorch that VMamba uses, seen in 2.11 to 2.15, each with what happens where it is missing.
 
 Nothing else in the package imports a private name of PyTorch. A name that a later version lacks costs speed or a
 convenience, never a wrong result and never the import of the package.
@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch.library import CustomOpDef
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -34,6 +35,71 @@ try:
     from torch._VF import _unpack_dual as unpack_dual  # a quarter of the time
 except ImportError:
     from torch.autograd.forward_ad import unpack_dual  # type: ignore[assignment]  # noqa: F401
+
+try:
+    from torch.utils._python_dispatch import TorchDispatchMode
+except ImportError:
+
+    class TorchDispatchMode:  # type: ignore[no-redef]
+        """Stands for PyTorch's class where that has moved."""
+
+        def __init__(self) -> None:
+            raise RuntimeError(f"torch {torch.__version__} has no torch.utils._python_dispatch.TorchDispatchMode")
+
+
+try:
+    from torch.autograd.forward_ad import _current_level  # noqa: F401 (looked up anew at each call)
+    from torch.nn.modules.module import _has_any_global_hook
+
+    _dispatch_modes = torch._C._len_torch_dispatch_stack
+    _function_modes = torch._C._len_torch_function_stack
+    _function_transform = torch._C._functorch.peek_interpreter_stack
+except (ImportError, AttributeError):  # every layer may be observed, and is called
+
+    def is_observed() -> bool:
+        """True: no observer can be ruled out."""
+        return True
+
+else:
+
+    def is_observed() -> bool:
+        """True if anything sees single operations: a global hook, a tracer, a mode, a transform, forward-mode AD."""
+        if _has_any_global_hook() or torch.jit.is_tracing():
+            return True
+        if torch.compiler.is_compiling():
+            return False  # the compiler sees the operators and their gradients as they are
+        return bool(_dispatch_modes() or _function_modes() or _function_transform() or forward_ad._current_level >= 0)
+
+
+def has_hooks(layer: nn.Module) -> bool:
+    """True if a hook of any kind is registered on a module, or that cannot be known."""
+    try:
+        return bool(
+            layer._forward_hooks
+            or layer._forward_pre_hooks
+            or layer._backward_hooks
+            or layer._backward_pre_hooks
+            or layer._state_dict_hooks
+            or layer._state_dict_pre_hooks
+            or layer._load_state_dict_pre_hooks
+            or layer._load_state_dict_post_hooks
+        )
+    except AttributeError:
+        return True
+
+
+#: True if `onednn_linear` and `onednn_linear_add` can be called. They have no gradient.
+HAS_ONEDNN_LINEAR = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
+    """A linear map by oneDNN of float32 on a CPU, then ``"gelu"`` (the exact one) or ``"none"``."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "none")
+
+
+def onednn_linear_add(x: Tensor, addend: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear map by oneDNN of float32 on a CPU, plus a tensor of the result's shape."""
+    return torch.ops.mkldnn._linear_pointwise.binary(x, addend, weight, bias, "add")
 
 
 def constant_when_compiled(fn: Function) -> Function:
@@ -77,12 +143,20 @@ def is_known(condition: Any) -> bool:
     return guard_or_false(condition)
 
 
-def below_autograd(op: Any) -> Callable[..., Any] | None:
-    """What runs an operator, given a key set and its operands, once autograd has looked on; None where names miss."""
-    try:
-        from torch._C import _after_autograd_keyset, _AutoDispatchBelowAutograd
-    except ImportError:
-        return None
+try:
+    from torch._C import _after_autograd_keyset, _any_requires_grad, _AutoDispatchBelowAutograd
+    from torch._functorch.autograd_function import enable_single_level_autograd_function
+    from torch.autograd.forward_ad import _set_fwd_grad_enabled
+    from torch.autograd.function import _SingleLevelFunction
+except ImportError:
+    HAS_AUTOGRAD_KERNELS = False
+else:
+    #: True if `below_autograd` and `autograd_kernel` can be called; else operators refuse forward mode.
+    HAS_AUTOGRAD_KERNELS = True
+
+
+def below_autograd(op: Any) -> Callable[..., Any]:
+    """The call of an operator (key set, operands) below autograd."""
 
     def below(keyset: Any, operands: Sequence[Any]) -> Any:
         with _AutoDispatchBelowAutograd():
@@ -91,27 +165,12 @@ def below_autograd(op: Any) -> Callable[..., Any] | None:
     return below
 
 
-def autograd_kernel(
-    operator: CustomOpDef, op: Any, setup_context: Callable[..., None], backward: Callable[..., Any]
-) -> Callable[..., Any]:
-    """What runs an operator where autograd looks on, as ``register_autograd`` gives it, and within `torch.func`, too.
+def autograd_kernel(op: Any, setup_context: Callable[..., None], backward: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel for autograd that ``register_autograd`` would make, but differentiable by `torch.func`, too.
 
-    The arguments are those of ``torch.library.register_autograd``; the kernel takes a key set and the operands. Without
-    the private names `torch.func` refuses to differentiate the operator.
+    The arguments are those of ``torch.library.register_autograd``; the kernel takes a key set and the operands.
     """
-    try:
-        from torch._C import _any_requires_grad
-        from torch._functorch.autograd_function import enable_single_level_autograd_function
-        from torch.autograd.forward_ad import _set_fwd_grad_enabled
-        from torch.autograd.function import _SingleLevelFunction
-    except ImportError:
-        run_below = None
-    else:
-        run_below = below_autograd(op)
-    if run_below is None:
-        operator.register_autograd(backward, setup_context=setup_context)
-        return torch.library.get_kernel(op, "AutogradCPU").call_boxed
-    below = run_below
+    below = below_autograd(op)
 
     class Derivative(_SingleLevelFunction):
         @staticmethod

@@ -126,8 +126,8 @@ def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[o
 
 def _check_order(order: Tensor, batch: int, routes: int, tokens: int, device: torch.device) -> None:
     if not isinstance(order, Tensor) or order.dtype not in _INDEX_DTYPES:
-        found = order.dtype if isinstance(order, Tensor) else type(order).__name__
-        raise TypeError(f"scan_routes: order must be a tensor of int64 or int32, got {found}")
+        kind = order.dtype if isinstance(order, Tensor) else type(order).__name__
+        raise TypeError(f"scan_routes: order must be a tensor of int64 or int32, got {kind}")
     if order.device != device:
         raise ValueError(f"scan_routes: order is on {order.device}, the first operand on {device}")
     if order.ndim not in (2, 3) or order.shape[-2] != routes or (order.ndim == 3 and order.shape[0] != batch):

@@ -163,14 +163,14 @@ def _vmap(gradients: int) -> Callable[..., Any]:
     """A rule for ``torch.func.vmap``: samples lie side by side as channels, which keep their parameters apart."""
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-        def side_by_side(t: Any, dim: int | None, channel_dim: int) -> Any:
+        def as_channels(t: Any, dim: int | None, channel_dim: int) -> Any:
             if not isinstance(t, Tensor):
                 return t
             t = t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
             return t.movedim(0, channel_dim).flatten(channel_dim, channel_dim + 1)
 
         places = ((1, 1) if gradients else ()) + _CHANNEL_DIMS + (0, 0)
-        merged = [side_by_side(*each) for each in zip(arguments, in_dims, places[: len(arguments)], strict=True)]
+        merged = [as_channels(*each) for each in zip(arguments, in_dims, places[: len(arguments)], strict=True)]
         op = torch.ops.vmamba.selective_scan_backward if gradients else torch.ops.vmamba.selective_scan
         dims = _CHANNEL_DIMS if gradients else (1, 1)
         results = op(*merged)

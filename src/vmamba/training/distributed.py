@@ -29,7 +29,7 @@ PATIENCE = timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class Processes:
-    """Who takes part.
+    """Rank of this process among those that take part.
 
     Attributes:
         device: Where this process computes.
@@ -43,7 +43,7 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes and prints."""
+        """True in the process that writes and prints."""
         return self.rank == 0
 
     def sum(self, values: Sequence[float]) -> list[float]:
@@ -153,7 +153,7 @@ _ENVIRONMENT = (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
 
 
 def restarted() -> bool:
-    """Whether torchrun started these processes anew after one was lost."""
+    """True if torchrun started these processes anew after one was lost."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 

@@ -44,8 +44,8 @@ def evaluate(
     def batches() -> Iterator[Batch]:
         nonlocal seen
         with progress_bar("batches") if processes.first else nullcontext() as bar:
-            found = loader.batches(0)
-            for batch in bar.track(found, total=len(loader), description=description) if bar else found:
+            loaded = loader.batches(0)
+            for batch in bar.track(loaded, total=len(loader), description=description) if bar else loaded:
                 seen += batch.size
                 yield batch.to(processes.device)
 

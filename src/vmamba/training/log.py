@@ -1,4 +1,4 @@
-"""What a run tells people: lines, a progress bar, tables, TensorBoard."""
+"""Output of a run for people: lines, a progress bar, tables, TensorBoard."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from vmamba.training.trainer import NonFinite, Trainer
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended.
+    """Outcome of a run.
 
     Attributes:
         metric: The headline.
@@ -92,7 +92,7 @@ def train(
 
 
 def job_of(recipe: Recipe, processes: Processes) -> Job:
-    """What each process asks its task to do.
+    """The part of a recipe that each process gives to its task.
 
     Raises:
         OptionError: If the recipe names no data, or its batch cannot be divided among processes and passes.
@@ -199,7 +199,7 @@ class Run:
         processes.on_first(lambda: self.folder.checkpoints.mark_validated(position, improved))
 
     def _summary(self, weights: str, results: Mapping[str, float]) -> dict[str, Any]:
-        """What is written beside weights about the run that they come from."""
+        """Summary of the run, written beside its weights."""
         recipe, position = self.trainer.recipe, self.trainer.position
         names = ("data", "model", "checkpoint", "pretrained", "epochs", "batch_size", "optimizer", "lr", "seed")
         values = {name: getattr(recipe, name) for name in names}

@@ -1,4 +1,4 @@
-"""Where a loss stopped being a number: found by running the batch again and looking at every module."""
+"""Search for the module where a loss stopped being a number, by running the batch again and looking at every module."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def report(
     batches: Sequence[Batch],
     seeds: Sequence[int],
     autocast: AbstractContextManager[Any],
-    found: Mapping[str, Any],
+    facts: Mapping[str, Any],
     path: Path,
 ) -> str:
     """Write what is known as JSON, and sum it up in a few words.
@@ -37,7 +37,7 @@ def report(
         batches: Of the step.
         seeds: Of its random numbers.
         autocast: As in training.
-        found: Facts for the report: step, loss …
+        facts: For the report: step, loss …
         path: The report.
     """
     gradients = _names(model.named_parameters(), lambda p: p.grad)
@@ -45,7 +45,7 @@ def report(
     module = None if weights else _first_module(task, model, batches, seeds, autocast)
     files = [file for batch in batches for file in batch.files]
     content = {
-        **found,
+        **facts,
         "first_module_with_nonfinite_output": module,
         "parameters_nonfinite": weights,
         "gradients_nonfinite": gradients,
@@ -65,7 +65,7 @@ def _names(named: Iterable[tuple[str, nn.Parameter]], value: Any) -> list[str]:
 
 
 def _finite(value: object) -> bool:
-    """Whether every tensor in a nest of them is finite."""
+    """True if every tensor in a nest of them is finite."""
     if isinstance(value, Tensor):
         return not value.is_floating_point() or bool(torch.isfinite(value).all())
     if isinstance(value, Mapping):

@@ -82,7 +82,7 @@ def build_average(model: nn.Module, recipe: Recipe) -> ModelEmaV3 | None:
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """What matrix products are computed in, None for float32."""
+    """The dtype of matrix products; None for float32."""
     if precision == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
     return _DTYPES[precision]

@@ -115,7 +115,7 @@ class Recipe(TaskRecipe):
 
     @property
     def lr_scale(self) -> float:
-        """What the learning rates are multiplied with."""
+        """The factor that the learning rates are multiplied with."""
         return self.batch_size / self.lr_batch if self.lr_batch else 1.0
 
     def as_dict(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from vmamba.training.recipe import Recipe, differences
 
 
 class RunFolder:
-    """Where a run leaves everything.
+    """The folder in which a run leaves everything.
 
     Attributes:
         path: The folder; made when it is locked.

@@ -32,7 +32,7 @@ from vmamba.training.distributed import Processes
 
 @dataclass
 class Position:
-    """Where a run is.
+    """Progress of a run.
 
     Attributes:
         step: Optimiser steps done.
@@ -51,7 +51,7 @@ class Position:
 
 @dataclass
 class TrainState:
-    """What has a state: model (not wrapped), moving average, optimiser, scaler of the loss."""
+    """The parts of a run with a state: model (not wrapped), moving average, optimiser, scaler of the loss."""
 
     model: nn.Module
     optimizer: Optimizer

@@ -108,7 +108,7 @@ class Trainer:
         return max(group["lr"] for group in self.state.optimizer.param_groups)
 
     def epoch(self) -> Iterator[list[Batch]]:
-        """What is left of the epoch: the batches of each step, on their device."""
+        """The rest of the epoch: the batches of each step, on their device."""
         passes = self.recipe.grad_accum_steps
         batches = self.train_loader.batches(self.position.epoch, self.position.step_in_epoch * passes)
         for _ in range(self.position.step_in_epoch, self.steps_per_epoch):

@@ -1,4 +1,4 @@
-"""Who computes the scans: a table, asked in order.
+"""The backends that compute the scans: a table, asked in order.
 
 A backend is a module of this package and a row of :data:`BACKENDS`. The module has the functions of
 :class:`Implementation`, and raises ImportError with the reason where it cannot run. The operators of `vmamba.ops` ask
@@ -25,7 +25,7 @@ from vmamba.ops.private_torch import constant_when_compiled, is_known
 
 
 class Implementation(Protocol):
-    """What the module of a backend provides. Meaning: `vmamba.ops.selective_scan`, `vmamba.ops.ss2d_scan`.
+    """The functions that the module of a backend provides; for their meaning see `vmamba.ops`.
 
     Operands have been checked. Gradients may come in the accumulation dtype; the operators cast them.
     """
@@ -116,7 +116,7 @@ def requested() -> str | None:
 
 
 def is_plain() -> bool:
-    """Whether `use_backend` asks for PyTorch's own operations: no operator may use kernels of ours then."""
+    """True if `use_backend` asks for PyTorch's own operations: no operator may use kernels of ours then."""
     return _requested is not None and BACKENDS[_requested.name].plain
 
 
@@ -207,5 +207,5 @@ def decomposed() -> Iterator[None]:
 
 
 def is_decomposed() -> bool:
-    """Whether the scans are to be traced as plain PyTorch operations."""
+    """True if the scans are to be traced as plain PyTorch operations."""
     return _decomposed

@@ -90,7 +90,7 @@ def _travel(length: int, backward: bool) -> Sequence[int]:
 
 
 def _in_order(steps: list[Tensor], backward: bool, dim: int) -> Tensor:
-    """What was computed on the way, as one tensor in the order of the tokens."""
+    """The results of the steps as one tensor, in the order of the tokens."""
     return torch.stack(steps[::-1] if backward else steps, dim)
 
 
@@ -254,7 +254,7 @@ def selective_scan_backward(dy: Tensor, dlast: Tensor, operands: SelectiveScanOp
 
 
 class _Layout:
-    """How one route of an H × W image becomes chunks (B, C, T, …), and back."""
+    """One route of an H × W image as chunks (B, C, T, …), and back."""
 
     def __init__(self, route: Route, height: int, width: int, device: torch.device) -> None:
         self.route, self.height, self.width = route, height, width

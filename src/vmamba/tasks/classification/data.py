@@ -94,12 +94,12 @@ class ClassificationData:
 
     @property
     def train_indices(self) -> Sequence[int]:
-        """Which of `train` are trained on."""
+        """Indices into `train` of the images to train on."""
         return self._held_out[0] if self.holdout else range(len(self.train.labels))
 
     @property
     def val_indices(self) -> Sequence[int]:
-        """Which of `val` are validated on."""
+        """Indices into `val` of the images to validate on."""
         return self._held_out[1] if self.holdout else range(len(self.val.labels))
 
     @cached_property

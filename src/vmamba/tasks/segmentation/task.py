@@ -57,7 +57,7 @@ def stack(samples: Sequence[dict[str, Any]]) -> SegmentationBatch:
     return SegmentationBatch(images, labels, tuple(sample["file"] for sample in samples))
 
 
-def side_by_side(samples: Sequence[dict[str, Any]]) -> SegmentationBatch:
+def collate_any_size(samples: Sequence[dict[str, Any]]) -> SegmentationBatch:
     """Images of any size → batch."""
     return SegmentationBatch(
         tuple(sample["image"].as_subclass(Tensor) for sample in samples),
@@ -125,7 +125,7 @@ class Segmentation:
         return IndexedLoader(self.train_data, stack, training=True, **self.job.loader_options)
 
     def val_loader(self) -> Loader:
-        return IndexedLoader(self.val_data, side_by_side, training=False, **self.job.loader_options)
+        return IndexedLoader(self.val_data, collate_any_size, training=False, **self.job.loader_options)
 
     def loss(self, model: nn.Module, batch: SegmentationBatch) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = model(batch.images, batch.labels)

@@ -29,7 +29,7 @@ def describe() -> str:
 
 
 def _runs(*tensors: Tensor) -> bool:
-    """Whether the kernels take these tensors, or their dtypes are left to `chunked`.
+    """True if the kernels take these tensors; other dtypes are left to `chunked`.
 
     Raises:
         ValueError: For tensors on a device that the kernels do not run on.
