@@ -16,18 +16,16 @@ import importlib
 import multiprocessing
 import os
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 import triton
+from machine_code import resources
 from paired import RESULTS, environment, write_csv
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
@@ -55,25 +53,39 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def model(name: str, side: int, dtype: torch.dtype) -> dict[str, Callable[[], None]]:
-    """The scan and the convolution before it, of every stage of a released model, batch 128, parameters in float32."""
+def shapes(name: str, side: int, dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
+    """Arguments of `passes` for every stage of a released model, batch 128."""
     config = VARIANTS[name].config
-    stages = {}
+    stages: dict[str, tuple[Any, ...]] = {}
     for number, dim in enumerate(config.dims, 1):
         tokens, inner = (128, side >> (number + 1), side >> (number + 1)), int(dim * config.ssm_ratio)
-        rank, states = config.rank(dim), config.d_state
-        stages[f"stage {number}"] = functools.partial(layer, tokens, inner, rank, states, config.ssm_conv_bias, dtype)
+        stages[f"stage {number}"] = (tokens, inner, config.rank(dim), config.d_state, config.ssm_conv_bias, dtype)
     return stages
 
 
-def layer(tokens: tuple[int, int, int], inner: int, rank: int, states: int, bias: bool, dtype: torch.dtype) -> None:
+def model(name: str, side: int, dtype: torch.dtype) -> dict[str, Callable[[], None]]:
+    """The scan and the convolution before it, of every stage of a released model, parameters in float32."""
+    return {part: functools.partial(layer, shape) for part, shape in shapes(name, side, dtype).items()}
+
+
+def passes(
+    tokens: tuple[int, int, int], inner: int, rank: int, states: int, bias: bool, dtype: torch.dtype
+) -> dict[str, Callable[[], object]]:
+    """Scan and convolution of a layer, forward and backward."""
     x, dbc = empty(*tokens, inner, dtype=dtype), empty(*tokens, 4, rank + 2 * states, dtype=dtype)
     operands = (x, dbc, empty(4, inner, rank), empty(4, inner, states), empty(4, inner), empty(4, inner))
-    ss2d_kernels.ss2d_scan(*operands, "cross")
-    ss2d_backward_kernels.ss2d_scan_backward(x, *operands, "cross")
     weight, offset = empty(inner, 1, 3, 3), empty(inner) if bias else None
-    depthwise_kernels.depthwise_silu(x, weight, offset)
-    depthwise_kernels.depthwise_silu_backward(x, x, weight, offset)
+    return {
+        "scan": lambda: ss2d_kernels.ss2d_scan(*operands, "cross"),
+        "scan, backward": lambda: ss2d_backward_kernels.ss2d_scan_backward(x, *operands, "cross"),
+        "convolution": lambda: depthwise_kernels.depthwise_silu(x, weight, offset),
+        "convolution, backward": lambda: depthwise_kernels.depthwise_silu_backward(x, x, weight, offset),
+    }
+
+
+def layer(shape: tuple[Any, ...]) -> None:
+    for run in passes(*shape).values():
+        run()
 
 
 def sequence(length: int, states: int, dtype: torch.dtype) -> None:
@@ -116,6 +128,8 @@ class Launch:
         constants: By name; also numbers that Triton takes for constants.
         signature: Triton's types of the other parameters, by name.
         aligned: Which of them divide by 16.
+        grid: Programs, of the first of these launches.
+        operands: Its tensors and numbers, by name.
         used: The cases that launch it.
     """
 
@@ -125,6 +139,8 @@ class Launch:
     constants: dict[str, Any]
     signature: dict[str, str]
     aligned: tuple[str, ...]
+    grid: tuple[int, ...]
+    operands: dict[str, Any]
     used: list[str] = field(default_factory=list)
 
     @property
@@ -137,8 +153,11 @@ class Launch:
         return f"{file}.{self.kernel}" + (" (backward)" if self.constants.get("ADJOINT") else "")
 
 
-def specialised(kernel: Any, operands: tuple[Any, ...], warps: int, constants: dict[str, Any]) -> Launch:
+def specialised(
+    kernel: Any, grid: tuple[int, ...], operands: tuple[Any, ...], warps: int, constants: dict[str, Any]
+) -> Launch:
     """A launch as Triton would compile it."""
+    named = {parameter.name: value for parameter, value in zip(kernel.params, operands, strict=False)}
     constants, signature, aligned = dict(constants), {}, []
     for parameter, value in zip(kernel.params, operands, strict=False):  # the constants follow
         if isinstance(value, Tensor):
@@ -150,16 +169,16 @@ def specialised(kernel: Any, operands: tuple[Any, ...], warps: int, constants: d
             signature[parameter.name] = "i32"
             if value % 16 == 0 and not parameter.do_not_specialize:
                 aligned.append(parameter.name)
-    return Launch(kernel.fn.__module__, kernel.fn.__name__, warps, constants, signature, tuple(aligned))
+    return Launch(kernel.fn.__module__, kernel.fn.__name__, warps, constants, signature, tuple(aligned), grid, named)
 
 
 @contextmanager
 def recorded() -> Iterator[list[Launch]]:
-    """What is launched within; nothing runs."""
+    """Every launch within; nothing runs."""
     launches: list[Launch] = []
 
     def record(kernel: Any, grid: Any, operands: tuple[Any, ...], warps: int, **constants: Any) -> None:
-        launches.append(specialised(kernel, operands, warps, constants))
+        launches.append(specialised(kernel, grid, operands, warps, constants))
 
     for module in MODULES:
         module.launch = record
@@ -184,8 +203,8 @@ def different_launches(cases: list[str]) -> list[Launch]:
     return list(found.values())
 
 
-def compiled(launch: Launch, target: str) -> dict[str, Any]:
-    """One line of the report."""
+def build(launch: Launch, target: str) -> Any:
+    """The kernel, compiled as Triton would for this launch."""
     kernel = getattr(importlib.import_module(launch.module), launch.kernel)
     place = {parameter.name: (i,) for i, parameter in enumerate(kernel.params)}
     constants = dict(launch.constants)
@@ -199,14 +218,18 @@ def compiled(launch: Launch, target: str) -> dict[str, Any]:
     )
     warps = max(1, launch.warps * 32 // TARGETS[target].warp_size)
     options = {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": True}
-    built = triton.compile(source, target=TARGETS[target], options=options)
+    return triton.compile(source, target=TARGETS[target], options=options)
+
+
+def compiled(launch: Launch, target: str) -> dict[str, Any]:
+    """One line of the report."""
     return {
         "kernel": launch.label,
         "storage": next((launch.signature[name][1:] for name in ("x", "u") if name in launch.signature), "fp32"),
         "states": launch.constants.get("N", ""),
         "target": target,
         "threads": launch.warps * 32,
-        **usage(built, target),
+        **usage(build(launch, target), target),
         "used": "; ".join(launch.used),
     }
 
@@ -214,23 +237,16 @@ def compiled(launch: Launch, target: str) -> dict[str, Any]:
 def usage(built: Any, target: str) -> dict[str, int]:
     """Registers and bytes of memory in their place per thread, and shared memory per program in bytes."""
     shared = int(built.metadata.shared)
-    if target.startswith("gfx"):
-        found = {name: int(value) for name, value in re.findall(r"\.(\w+):\s*(\d+)", built.asm["amdgcn"])}
-        spilled = max(found["private_segment_fixed_size"], 4 * found["vgpr_spill_count"])
-        return {
-            "registers": found["vgpr_count"],
-            "spilled": spilled,
-            "scalars_spilled": found["sgpr_spill_count"],
-            "shared": shared,
-        }
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(built.asm["cubin"])
-        file.flush()
-        listing = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    found = {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", listing)}
-    spilled = found["STACK"] + found["LOCAL"]
-    return {"registers": found["REG"], "spilled": spilled, "scalars_spilled": 0, "shared": shared}
+    if not target.startswith("gfx"):
+        return resources(built.asm["cubin"]) | {"scalars_spilled": 0, "shared": shared}
+    found = {name: int(value) for name, value in re.findall(r"\.(\w+):\s*(\d+)", built.asm["amdgcn"])}
+    spilled = max(found["private_segment_fixed_size"], 4 * found["vgpr_spill_count"])
+    return {
+        "registers": found["vgpr_count"],
+        "spilled": spilled,
+        "scalars_spilled": found["sgpr_spill_count"],
+        "shared": shared,
+    }
 
 
 def report(rows: list[dict[str, Any]], head: dict[str, str]) -> str:

@@ -1,0 +1,233 @@
+"""What binds the Triton kernels, by their machine code for sm_90: a bound in microseconds. Needs no GPU.
+
+    python benchmarks/triton_bounds.py                           all kernels of vmamba_tiny_s1l8, 224², bf16, batch 128
+    python benchmarks/triton_bounds.py --kernels _outputs --stages 1 3
+
+A pass is called on tensors without data; what it launches is compiled for sm_90, and its instructions are counted
+(`machine_code`): those of a warp, times the warps of all programs. So padding, of tiles and of programs, is counted.
+Divided by the tokens, channels and routes of the pass, times the 32 lanes of a warp, they are *slots* per element.
+
+The bound is the largest of three times: the bytes that move between memory and caches (every operand once per kernel;
+what a program alone returns to is in the caches), special functions, and issue slots, each at the peak of `PEAKS`. It
+supposes that nothing ever waits, so no kernel reaches it. MI300X has instructions of its own: an estimate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+import triton_report as report
+from machine_code import disassembled, executed, occupancy, resources
+from paired import RESULTS, environment, write_csv
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vmamba.model.variants import VARIANTS
+
+MODEL = "vmamba_tiny_s1l8"
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Of a GPU: terabytes, and 10¹² lanes of instructions and of special functions, per second."""
+
+    bytes: float
+    slots: float
+    special: float
+
+    def bound(self, moved: float, slots: float, special: float) -> float:
+        """Microseconds, at least."""
+        return max(moved / self.bytes, slots / self.slots, special / self.special) / 1e6
+
+
+#: H100 SXM and H200: 132 multiprocessors at 1.755 GHz, each issues 4 × 32 lanes and 16 special functions a clock.
+#: MI300X: 304 compute units at 2.1 GHz, 64 lanes and 16 special functions a clock.
+PEAKS = {
+    "H100": Peak(3.35, 132 * 1.755e9 * 128 / 1e12, 132 * 1.755e9 * 16 / 1e12),
+    "H200": Peak(4.8, 132 * 1.755e9 * 128 / 1e12, 132 * 1.755e9 * 16 / 1e12),
+    "MI300X": Peak(5.3, 304 * 2.1e9 * 64 / 1e12, 304 * 2.1e9 * 16 / 1e12),
+}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What a launch does not say about itself.
+
+    Attributes:
+        reads, writes: Names of the tensors, apart from small parameters.
+        trips: Of the loops in its machine code, from numbers and constants of the launch.
+    """
+
+    reads: str
+    writes: str
+    trips: Callable[[dict[str, Any]], list[float]] = lambda known: []
+
+
+KERNELS = {
+    "_segment_ends": Kernel("x dbc", "sums ends"),
+    "_segment_starts": Kernel("sums ends", "ends", lambda known: [triton.cdiv(known["segments"], 256)]),
+    "_outputs": Kernel("x dbc starts", "y"),
+    "_gradients": Kernel(
+        "dy x dbc starts pushed",
+        "dx ddbc dweight dA dskip dbias",
+        lambda known: [triton.cdiv(known["patches"] * known["batch"], known["grid"][1]) * known["blocks"] * 4],
+    ),
+    "_forward": Kernel("x", "y"),
+    "_pushed": Kernel("dy x", "dz shares"),
+    "_spread": Kernel("dz", "dx"),
+}
+
+
+class Elsewhere(TorchDispatchMode):
+    """Bytes that PyTorch's own operators move, such as the sums over programs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view and not func.name().startswith("aten::empty") and "new_empty" not in func.name():
+            self.bytes += sum(t.nbytes for t in (*args, result) if isinstance(t, Tensor))
+        return result
+
+
+def moved(launch: report.Launch, kernel: Kernel) -> int:
+    """Bytes between memory and caches. A tensor that only stands in for another, absent one is not counted again."""
+    tensors: dict[int, Tensor] = {}
+    written = [launch.operands[name] for name in kernel.writes.split()]
+    for name in kernel.reads.split():
+        tensor = launch.operands[name]
+        if name in kernel.writes.split() or all(tensor is not other for other in written):
+            tensors[id(tensor)] = tensor
+    return sum(t.nbytes for t in (*tensors.values(), *written))
+
+
+def counted(launch: report.Launch) -> tuple[Counter[str], dict[str, Any]]:
+    """Instructions of all lanes of all programs, and what a program takes."""
+    built = report.build(launch, "sm_90")
+    cubin = built.asm["cubin"]
+    known = launch.operands | launch.constants | {"grid": launch.grid}
+    lanes = launch.warps * 32
+    for programs in launch.grid:
+        lanes *= programs
+    counts = executed(disassembled(cubin), KERNELS[launch.kernel].trips(known))
+    static = Counter(kind for instruction in disassembled(cubin) for kind in instruction.kinds)
+    used = resources(cubin)
+    resident = occupancy(used["registers"], launch.warps, int(built.metadata.shared))
+    taken = used | {"barriers": static["barriers"], "warps": launch.warps, "resident_warps": resident}
+    return Counter({kind: count * lanes for kind, count in counts.items()}), taken
+
+
+#: Tensors that must move, as many as their least: of x's size, and of dbc's.
+NECESSARY = {"scan": (2, 1), "scan, backward": (3, 2), "convolution": (2, 0), "convolution, backward": (3, 0)}
+
+
+def rows(shape: tuple[Any, ...], stage: str, run: str, chosen: list[str] | None) -> list[dict[str, Any]]:
+    """One line per kernel of a pass and one for all of them."""
+    (batch, height, width), inner, rank, states, _bias, dtype = shape
+    routes = 4 if run.startswith("scan") else 1
+    elements = batch * height * width * inner * routes
+    xs, dbcs = NECESSARY[run]
+    least = (xs * inner + dbcs * 4 * (rank + 2 * states)) * batch * height * width * dtype.itemsize
+    with report.recorded() as launches, Elsewhere() as elsewhere:
+        report.passes(*shape)[run]()
+    launches = [launch for launch in launches if not chosen or launch.kernel in chosen]
+    found: list[dict[str, Any]] = []
+    total: Counter[str] = Counter()
+    bounds: Counter[str] = Counter()
+    for launch in launches:
+        counts, taken = counted(launch)
+        size = moved(launch, KERNELS[launch.kernel])
+        found.append(line(stage, run, launch.kernel, counts, size, taken, elements, least))
+        total += counts + Counter(bytes=size)
+        bounds += Counter({name: found[-1][name] for name in PEAKS})
+    size = total.pop("bytes", 0) + elsewhere.bytes
+    all_of_them = line(stage, run, "all", total, size, {}, elements, least)
+    return [*found, all_of_them | {name: round(bound, 1) for name, bound in bounds.items()}]
+
+
+def line(
+    stage: str,
+    run: str,
+    kernel: str,
+    counts: Counter[str],
+    size: int,
+    taken: dict[str, Any],
+    elements: int,
+    least: int,
+) -> dict[str, Any]:
+    """Counts per element and route, and bounds."""
+    kinds = ("special", "tensor", "shared", "shuffles")
+    widths = [f"{way}_{bits}" for way in ("loads", "stores") for bits in (8, 16, 32, 64, 128)]
+    return {
+        "stage": stage,
+        "pass": run,
+        "kernel": kernel,
+        "slots": round(counts["instructions"] / elements, 2),
+        **{kind: round(counts[kind] / elements, 2) for kind in (*kinds, *widths)},
+        **{name: taken.get(name, "") for name in ("registers", "spilled", "barriers", "warps", "resident_warps")},
+        "bytes": round(size / least, 2),
+        **{name: round(peak.bound(size, counts["instructions"], counts["special"]), 1) for name, peak in PEAKS.items()},
+    }
+
+
+def table(found: list[dict[str, Any]], head: dict[str, str], depths: tuple[int, ...]) -> str:
+    """The rows as Markdown."""
+    lines = [f"# Bounds of the Triton kernels, by machine code for sm_90, {head['date']}", ""]
+    lines += [f"- {key}: {value}" for key, value in head.items()]
+    lines += ["", f"{MODEL}, 224², bf16, batch 128. Per token, channel and route (there are 4 of the scan's), padding"]
+    lines += [
+        "counted: issue slots, special functions, tensor-core, shared-memory and shuffle instructions. Barriers in"
+    ]
+    lines += [
+        "the code; bytes moved ÷ least; a bound in µs that supposes that nothing waits. How: the command's text.",
+        "",
+    ]
+    columns = ["stage", "pass", "kernel", "slots", "special", "tensor", "shared", "shuffles", "registers", "spilled"]
+    columns += ["barriers", "warps", "resident_warps", "bytes", *PEAKS]
+    lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines += [f"| {' | '.join(str(row[name]) for name in columns)} |" for row in found]
+    for run in NECESSARY:
+        sums = [row for row in found if row["pass"] == run and row["kernel"] == "all"]
+        if len(sums) == len(depths):
+            whole = {name: sum(row[name] * n for row, n in zip(sums, depths, strict=True)) / 1000 for name in PEAKS}
+            cells = ", ".join(f"{name} {value:.2f} ms" for name, value in whole.items())
+            lines += ["", f"{run}, of the whole model ({sum(depths)} layers): {cells}."]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stages", nargs="+", type=int, default=[1, 2, 3, 4])
+    parser.add_argument("--passes", nargs="+", choices=NECESSARY, default=list(NECESSARY))
+    parser.add_argument("--kernels", nargs="+", metavar="NAME", help="default: all")
+    parser.add_argument("--output", type=Path, metavar="STEM", help="default: in results/, when nothing is left out")
+    options = parser.parse_args()
+    if report.launching.INTERPRETED:
+        parser.error("TRITON_INTERPRET is set; nothing is compiled in the interpreter")
+    found: list[dict[str, Any]] = []
+    for number, (stage, shape) in enumerate(report.shapes(MODEL, 224, torch.bfloat16).items(), 1):
+        if number in options.stages:
+            for run in options.passes:
+                found += rows(shape, stage, run, options.kernels)
+    head = environment() | {"triton": triton.__version__}
+    text = table(found, head, VARIANTS[MODEL].config.depths)
+    print(text)
+    whole = not options.kernels and options.passes == list(NECESSARY) and options.stages == [1, 2, 3, 4]
+    if stem := options.output or (RESULTS / f"triton-{triton.__version__}-bounds" if whole else None):
+        write_csv(Path(f"{stem}.csv"), found, head)
+        Path(f"{stem}.md").write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
