@@ -1,20 +1,21 @@
 """A long campaign with broken inputs: which of them are refused, which are read, and which end otherwise.
 
-    python benchmarks/fuzz.py --inputs 100000 --kinds coco image label_map tar recipe checkpoint
+    python benchmarks/fuzz.py                           # 100,000 inputs of all kinds
+    python benchmarks/fuzz.py --kinds coco image        # some kinds
+    python benchmarks/fuzz.py --minutes 3               # a part of it; the same command goes on from there
+    python benchmarks/fuzz.py --only coco/1234          # one input again, with its traceback
 
-Every input is a pure function of its kind, the seed and its number, so that any can be tried again with ``--first``.
-Processes are limited in memory and time; one that is lost counts as a failure. Results: benchmarks/results/fuzz.md.
+Every input is a pure function of its kind, the seed and its number. Processes are limited in memory and time; the input
+that ends one is found and counts as a failure. Results: benchmarks/results/fuzz.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import collections
+import faulthandler
 import multiprocessing
-import platform
 import sys
 import tempfile
-import time
 import traceback
 import warnings
 from concurrent.futures import ProcessPoolExecutor
@@ -22,18 +23,22 @@ from concurrent.futures.process import BrokenProcessPool
 from importlib.metadata import version
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+from campaign import Record
+from paired import RESULTS
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 #: Inputs that a process tries before it is replaced.
-CHUNK = 500
+CHUNK = 2500
 #: Address space of a process, bytes.
 MEMORY = 6 << 30
 #: Seconds that one input may take.
 SECONDS = 20
 
+Chunk = tuple[str, int, int, int]
 
-def main() -> None:
+
+def main() -> int:
     """Run the campaign and write the results."""
     from support.fuzzing_data import KINDS
 
@@ -41,35 +46,56 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=100_000, metavar="N", help="over all kinds (default 100000)")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--first", type=int, default=0, metavar="N", help="number of the first input of each kind")
+    parser.add_argument("--minutes", type=float, metavar="M", help="stop after about so long; the next call goes on")
+    parser.add_argument("--fresh", action="store_true", help="begin again instead of going on")
+    parser.add_argument("--only", metavar="KIND/NUMBER", help="try one input, and show how it ends")
     parser.add_argument("--processes", type=int, default=1, metavar="N")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "fuzz.md", metavar="FILE")
+    parser.add_argument("--output", type=Path, default=RESULTS / "fuzz.md", metavar="FILE")
     options = parser.parse_args()
+    if options.only:
+        return try_one(options.only, options.seed)
+    record = Record("fuzz", {"seed": options.seed}, options.minutes, options.fresh)
     each = -(-options.inputs // len(options.kinds))
-    chunks = [
-        (kind, options.seed, first, min(CHUNK, options.first + each - first))
-        for kind in options.kinds
-        for first in range(options.first, options.first + each, CHUNK)
-    ]
-    counts = {kind: collections.Counter[str]() for kind in options.kinds}
-    failures: list[str] = []
-    start = time.perf_counter()
+    for kind in options.kinds:
+        while not record.late and (first := record.counts.get(kind, {}).get("inputs", 0)) < each:
+            count = min(CHUNK * options.processes, each - first)
+            size = -(-count // options.processes)
+            chunks = [(kind, options.seed, n, min(size, first + count - n)) for n in range(first, first + count, size)]
+            with record.trying(kind) as counts:
+                refused, read, failures = try_chunks(chunks)
+                counts.update(inputs=count, refused=refused, read=read, failed=len(failures))
+                record.failures += failures
+            for failure in failures:
+                print(failure, flush=True)
+            print(f"{kind}: {counts['inputs']:,} of {each:,} inputs, {counts['failed']} failures", flush=True)
+            write(options.output, record)
+    return min(len(record.failures), 1)
+
+
+def try_chunks(chunks: list[Chunk]) -> tuple[int, int, list[str]]:
+    """Numbers of refused and of read inputs, and a description of each other one."""
+    refused, read, failures = 0, 0, list[str]()
     context = multiprocessing.get_context("spawn")
-    for first in range(0, len(chunks), options.processes):
-        with ProcessPoolExecutor(options.processes, context) as pool:  # new processes: nothing is carried over
-            running = [(chunk, pool.submit(try_inputs, *chunk)) for chunk in chunks[first : first + options.processes]]
+    while chunks:
+        lost: list[Chunk] = []
+        with ProcessPoolExecutor(len(chunks), context) as pool:  # new processes: nothing is carried over
+            running = [(chunk, pool.submit(try_inputs, *chunk)) for chunk in chunks]
             for chunk, future in running:
                 try:
-                    refused, read, found = future.result()
+                    results = future.result()
                 except BrokenProcessPool:
-                    refused, read, found = 0, 0, [f"{chunk}: the process was lost"]
-                counts[chunk[0]].update(refused=refused, read=read, failed=len(found))
-                failures += found
-                for failure in found:
-                    print(failure, flush=True)
-        done = sum(counter.total() for counter in counts.values())
-        print(f"{done:,} of {each * len(options.kinds):,} inputs, {len(failures)} failures", flush=True)
-    write(options.output, options, counts, failures, time.perf_counter() - start)
+                    lost.append(chunk)
+                    continue
+                refused, read, failures = refused + results[0], read + results[1], failures + results[2]
+        failures += [f"{kind} {seed}/{first}: the process was lost" for kind, seed, first, count in lost if count == 1]
+        chunks = [half for chunk in lost if chunk[3] > 1 for half in halves(chunk)]
+    return refused, read, failures
+
+
+def halves(chunk: Chunk) -> list[Chunk]:
+    """The two halves of a chunk in which a process was lost, to find the input."""
+    kind, seed, first, count = chunk
+    return [(kind, seed, first, count // 2), (kind, seed, first + count // 2, count - count // 2)]
 
 
 def try_inputs(kind: str, seed: int, first: int, count: int) -> tuple[int, int, list[str]]:
@@ -90,6 +116,7 @@ def try_inputs(kind: str, seed: int, first: int, count: int) -> tuple[int, int, 
         fuzzer = KINDS[kind](Path(folder) / kind)
         for number in range(first, first + count):
             signal.alarm(SECONDS)
+            faulthandler.dump_traceback_later(3 * SECONDS, exit=True)  # where no signal reaches: inside a library
             try:
                 refused += fuzzer.run(generator(kind, seed, number))
             except Exception as error:
@@ -98,40 +125,46 @@ def try_inputs(kind: str, seed: int, first: int, count: int) -> tuple[int, int, 
                 where = f"{Path(place.filename).name}:{place.lineno}"
                 failures.append(f"{kind} {seed}/{number}: {type(error).__name__} at {where}: {reason}")
             signal.alarm(0)
+        faulthandler.cancel_dump_traceback_later()
     return refused, count - refused - len(failures), failures
 
 
-def write(
-    path: Path,
-    options: argparse.Namespace,
-    counts: dict[str, collections.Counter[str]],
-    failures: list[str],
-    seconds: float,
-) -> None:
+def try_one(name: str, seed: int) -> int:
+    """Try the input KIND/NUMBER in this process."""
+    from support.fuzzing_data import KINDS, generator
+
+    kind, _, number = name.partition("/")
+    warnings.simplefilter("error")
+    with tempfile.TemporaryDirectory() as folder:
+        refused = KINDS[kind](Path(folder) / kind).run(generator(kind, seed, int(number)))
+    print("refused" if refused else "read")
+    return 0
+
+
+def write(path: Path, record: Record) -> None:
     """Write the results as Markdown."""
-    packages = ", ".join(f"{name} {version(name)}" for name in ("pillow", "pydantic", "numpy", "torch"))
-    command = f"--inputs {options.inputs} --seed {options.seed} --kinds {' '.join(options.kinds)}"
+    packages = ", ".join(f"{name} {version(name)}" for name in ("pillow", "pydantic", "numpy"))
     lines = [
         "# Broken inputs",
         "",
-        f"`python benchmarks/fuzz.py {command}`",
+        f"{record.head()}- more versions: {packages}",
+        f"- seed: {record.settings['seed']}",
         "",
-        f"Python {platform.python_version()}, {packages}; {seconds / 60:.0f} minutes, {options.processes} process(es). "
-        "Each input ends in one line (refused), is read rightly, or ends otherwise (failed): a traceback, a warning, "
-        f"more than {SECONDS} s, or a lost process.",
+        "Each input ends in one line that names the file (refused), is read rightly, or ends otherwise (failed): a "
+        f"traceback, a warning, more than {SECONDS} s, more than {MEMORY >> 30} GiB, a lost process.",
         "",
-        "| kind | inputs | refused | read | failed |",
-        "|---|---:|---:|---:|---:|",
+        "| kind | inputs | refused | read | failed | minutes |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
-    for kind, counter in counts.items():
-        lines.append(
-            f"| {kind} | {counter.total():,} | {counter['refused']:,} | {counter['read']:,} | {counter['failed']:,} |"
-        )
-    if failures:
-        lines += ["", "Failures:", "", *(f"- {failure}" for failure in failures[:50])]
+    for kind, counts in record.counts.items():
+        numbers = [f"{counts[name]:,}" for name in ("inputs", "refused", "read", "failed")]
+        lines.append(f"| {kind} | {' | '.join(numbers)} | {record.seconds[kind] / 60:.1f} |")
+    total = sum(counts["inputs"] for counts in record.counts.values())
+    lines.append(f"| all | {total:,} | | | {len(record.failures):,} | {record.seconds.total() / 60:.1f} |")
+    if record.failures:
+        lines += ["", "Failures:", "", *(f"- {failure}" for failure in record.failures[:50])]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"wrote {path}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

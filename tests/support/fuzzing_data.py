@@ -6,8 +6,10 @@ import io
 import json
 import math
 import random
+import re
 import tarfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from PIL import Image
 
 from support.coco import content, perfect_detections
 from support.fuzzing import mutate_bytes, mutate_json, mutate_value
+from vmamba.cli.explanation import explain
 from vmamba.data.coco import CocoInstances, Split
 from vmamba.data.image_dataset import read_file
 from vmamba.data.image_folder import ImageFolder
@@ -25,6 +28,7 @@ from vmamba.data.label_maps import label_table, read_labels
 from vmamba.data.masks import encode_mask
 from vmamba.errors import ImageError, VMambaError
 from vmamba.tasks.detection.average_precision import average_precision
+from vmamba.terminal import printable
 
 #: Larger images are refused, so that thousands can be tried.
 MAX_PIXELS = 1 << 20
@@ -32,13 +36,23 @@ MAX_PIXELS = 1 << 20
 FORMATS = ("png", "jpg", "gif", "bmp", "tiff", "webp", "ppm", "ico", "jp2", "tga", "pcx", "sgi", "dds", "icns")
 
 
-def refused(read: Callable[[], None]) -> bool:
-    """True where `read` ends in an error that a user can cause, in one short line; other errors are raised."""
+#: In no message: the words of a system or of Python, and what would move the cursor.
+_UNFIT = re.compile(r"Traceback|\[Errno| object at 0x|[\x00-\x1f\x7f]")
+
+
+def refused(read: Callable[[], object], place: Path) -> bool:
+    """True where `read` ends in an error that a user can cause; other errors are raised.
+
+    Args:
+        read: Reads an input.
+        place: A file or folder that the error must name, in one short line.
+    """
     try:
         read()
     except (VMambaError, OSError) as error:
-        message = str(error)
-        assert message
+        message = explain(error) or ""
+        assert str(place) in message, message
+        assert not _UNFIT.search(printable(message)), message
         assert "\n" not in message, message
         assert len(message) < 3000, message
         return True
@@ -70,7 +84,7 @@ class CocoFuzzer:
     def run(self, rng: random.Random) -> bool:
         """Try one; True where it was refused."""
         self.split.annotations.write_bytes(mutate_json(rng, self.content))
-        return refused(lambda: self._use(self.split.annotations.read_bytes()))
+        return refused(lambda: self._use(self.split.annotations.read_bytes()), self.split.images.parent)
 
     def _use(self, text: bytes) -> None:
         self.split.annotations.write_bytes(text)
@@ -132,7 +146,7 @@ class ImageFuzzer:
     def run(self, rng: random.Random) -> bool:
         """Try one; True where it was refused."""
         self.path.write_bytes(mutate_bytes(rng, rng.choice(self.files)))
-        return refused(self._use)
+        return refused(self._use, self.path)
 
     def _use(self) -> None:
         image = read_image(self.path, max_pixels=MAX_PIXELS)
@@ -176,7 +190,7 @@ class LabelMapFuzzer:
     def run(self, rng: random.Random) -> bool:
         """Try one; True where it was refused."""
         self.path.write_bytes(mutate_bytes(rng, rng.choice(self.files)))
-        return refused(self._use)
+        return refused(self._use, self.path)
 
     def _use(self) -> None:
         labels = read_labels(self.path, label_table(3), max_pixels=MAX_PIXELS)
@@ -202,14 +216,14 @@ class TarFuzzer:
     def run(self, rng: random.Random) -> bool:
         """Try one; True where it was refused."""
         self.path.write_bytes(mutate_bytes(rng, self.whole))
-        return refused(self._use)
+        return refused(self._use, self.path)
 
     def _use(self) -> None:
         files = ImageFolder(self.path)
         assert len(files) == len(files.labels) > 0
         assert set(files.labels.tolist()) == set(files.classes.values())
         for i in range(len(files)):
-            refused(lambda i=i: read_file(files, i))  # type: ignore[misc]
+            refused(partial(read_file, files, i), self.path)
 
 
 def _tar(files: dict[str, bytes]) -> bytes:
@@ -243,7 +257,7 @@ class RecipeFuzzer:
         values = rng.choice(self.recipes)
         text = yaml.safe_dump(mutate_value(rng, values), allow_unicode=True).encode("utf-8", "replace")
         self.path.write_bytes(text if rng.random() < 0.8 else mutate_bytes(rng, yaml.safe_dump(values).encode()))
-        return refused(self._use)
+        return refused(self._use, self.path)
 
     def _use(self) -> None:
         recipe = self.load(str(self.path))
