@@ -1,7 +1,8 @@
 """Runs that are killed, told to stop, run out of disk or lose a process: what is left, and whether they end alike.
 
-    python benchmarks/kill_campaign.py                       # everything, about two hours on two cores
+    python benchmarks/kill_campaign.py                       # everything, about an hour on one core
     python benchmarks/kill_campaign.py kills --kills 10      # one part, fewer trials
+    python benchmarks/kill_campaign.py --minutes 3           # as far as that goes; the same command continues
 
 A tiny classifier is trained on images drawn here. After every blow the same command with ``--resume auto`` must go on;
 the weights, their average, the optimiser's state and the losses of every step must be those of a run that nobody
@@ -12,9 +13,12 @@ Results: benchmarks/results/kill_campaign.md.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import io
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -22,19 +26,28 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
-from paired import RESULTS, environment
+from campaign import Record
+from paired import RESULTS
 
+from vmamba import VMambaConfig
+from vmamba.checkpoints.saving import save_weights
 from vmamba.cli import main as vmamba
 from vmamba.data.images import find_images
 from vmamba.tasks.classification.prediction import eval_transform, predict
+from vmamba.tasks.detection.mask_rcnn import MaskRCNN, MaskRCNNConfig
+from vmamba.tasks.segmentation.upernet import UperNet, UperNetConfig
 from vmamba.zoo import create_model
+from vmamba_command import main as console_script
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -48,26 +61,40 @@ RECIPE = {
 }  # fmt: skip
 Counts = Counter[str]
 
+#: The console script, as `pip` makes it.
+COMMAND = [sys.executable, "-c", "import sys; from vmamba_command import main; sys.exit(main())"]
+#: Exit status of a run that was stopped and can be continued.
+STOPPED = 75
+#: The error of a run whose disk is full: its place, and what to do.
+REFUSAL = re.compile("vmamba: error: /.*make room")
+#: Blows that one run gets.
+MOST = 10
+#: Stages of the writing of a file at which a process dies.
+STAGES = ("opened", "torn", "unsynced", "written", "named")
+
 
 class Campaign:
     """Trials around one undisturbed run.
 
+    Attributes:
+        draw: Decides the moments of the blows.
+        failures: What happened that must not, one line each.
+
     Args:
         folder: For everything.
-        seed: Of the moments of the blows.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path) -> None:
         from support.runs import write_images
 
-        self.folder, self.draw = folder, random.Random(seed)
+        self.folder, self.draw, self.failures = folder, random.Random(), list[str]()
         self.images, self.recipe = folder / "images", folder / "recipe.yaml"
         write_images(self.images, "train", 16)
         write_images(self.images, "val", 4)
         self.recipe.write_text(yaml.safe_dump(RECIPE))
         begin = time.monotonic()
         if self.wait(self.fork(folder / "undisturbed")):
-            raise SystemExit((folder / "undisturbed.log").read_text())
+            raise SystemExit(self.log(folder / "undisturbed").read_text())
         self.seconds = time.monotonic() - begin
         self.truth = digest(folder / "undisturbed")
 
@@ -80,16 +107,24 @@ class Campaign:
         output.parent.mkdir(parents=True, exist_ok=True)
         pid = os.fork()
         if pid:
+            with suppress(OSError):  # it has done so itself
+                os.setpgid(pid, pid)
             return pid
         os.setpgid(0, 0)
-        log = os.open(output.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        log = os.open(self.log(output), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for stream in (1, 2):
             os.dup2(log, stream)
         before()
+        sys.argv = ["vmamba", *self.arguments(output)]
         try:
-            os._exit(vmamba(self.arguments(output)))
+            os._exit(console_script())
         except BaseException:
+            traceback.print_exc()
             os._exit(70)
+
+    def log(self, output: Path) -> Path:
+        """What the processes of a run print; not on the disk that gets full."""
+        return self.folder / f"{output.parent.name}_{output.name}.log"
 
     def wait(self, pid: int) -> int:
         """The exit status of a process, negative for a signal."""
@@ -98,152 +133,165 @@ class Campaign:
     def finish(self, output: Path, counts: Counts) -> None:
         """Continue until the run is done, and compare it."""
         status = self.wait(self.fork(output))
-        counts[
-            "continued to the same end" if status == 0 and digest(output) == self.truth else "ENDED DIFFERENTLY"
-        ] += 1
-        leftovers = [p for p in output.rglob("*") if p.name.startswith((".writing-", ".step_"))]
-        counts["LEFTOVERS"] += bool(leftovers)
-        counts["TRACEBACKS"] += "Traceback" in output.with_suffix(".log").read_text()
+        same = status == 0 and digest(output) == self.truth
+        counts["runs"] += 1
+        counts["ended the same"] += same
+        self.check(counts, "ENDED DIFFERENTLY", not same, output)
+        self.check(counts, "LEFTOVERS", writing(output), output)
+        self.check(counts, "TRACEBACKS", "Traceback" in self.log(output).read_text(), output)
         shutil.rmtree(output)
+        self.log(output).unlink()
+
+    def check(self, counts: Counts, what: str, happened: bool, output: Path) -> None:
+        """Count what must not happen, and keep the last line that the run printed."""
+        counts[what] += happened
+        if happened:
+            text = self.log(output).read_text() if self.log(output).is_file() else ""
+            self.failures.append(f"{output.parent.name}/{output.name}: {what}: {(text.splitlines() or [''])[-1]}")
 
     # ----------------------------------------------------------------------------------------------------------------
-    # The parts
+    # The parts: each call is one trial
 
-    def kills(self, number: int) -> Counts:
-        """``kill -9`` at random moments, every third inside the writing of a file; several a run."""
-        counts: Counts = Counter()
-        run = 0
-        while counts["kills"] < number:
-            output = self.folder / "kills" / str(run)
-            run += 1
-            while counts["kills"] < number:
-                pid = self.fork(output)
-                inside = self.draw.random() < 1 / 3
+    def kills(self, counts: Counts) -> None:
+        """``kill -9`` at random moments of a run until it is done, every third inside the writing of a file."""
+        output = self.folder / "kills" / str(counts["runs"])
+        for _ in range(MOST):
+            inside = (counts["kills"] + 1) % 3 == 0
+            nth, stage = self.draw.randrange(12), self.draw.choice(STAGES)
+            pid = self.fork(output, (lambda n=nth, at=stage: die_while_writing(n, at)) if inside else lambda: None)
+            if not inside:
                 time.sleep(self.draw.uniform(0, 0.6 * self.seconds))
-                if inside:
-                    wait_until(lambda output=output: writing(output), self.seconds)
                 os.kill(pid, signal.SIGKILL)
-                status = self.wait(pid)
-                if status != -signal.SIGKILL:
-                    break  # it was done before
-                counts["kills"] += 1
-                counts["inside the writing of a file"] += writing(output)
-                kill_group(pid)
-            self.finish(output, counts)
-        counts["runs"] = run
-        return counts
-
-    def terms(self, number: int) -> Counts:
-        """SIGTERM at random moments of a run's life, to the process or its group."""
-        counts: Counts = Counter()
-        while counts["signals"] < number:
-            output = self.folder / "terms" / str(counts["runs"])
-            counts["runs"] += 1
-            while counts["signals"] < number:
-                pid = self.fork(output)
-                time.sleep(self.draw.uniform(0.05, 1.1 * self.seconds))
-                group = self.draw.random() < 0.5
-                (os.killpg if group else os.kill)(pid, signal.SIGTERM)
-                status = self.wait(pid)
-                counts["signals"] += 1
-                counts[f"exit status {status}"] += 1
-                if status == 0:
-                    break
-            self.finish(output, counts)
-        return counts
-
-    def starts(self, number: int) -> Counts:
-        """SIGTERM within the first seconds of a new process, imports included, started as people do."""
-        counts: Counts = Counter()
-        program = "import sys; from vmamba_command import main; sys.exit(main())"
-        begin = time.monotonic()
-        subprocess.run(
-            [sys.executable, "-c", program, "train", "--print-config"], stdout=subprocess.DEVNULL, check=True
-        )
-        seconds = time.monotonic() - begin
-        for i in range(number):
-            output = self.folder / "starts" / str(i)
-            process = subprocess.Popen(
-                [sys.executable, "-c", program, *self.arguments(output)],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-            )
-            time.sleep(self.draw.uniform(0.15, seconds + 0.5 * self.seconds))
-            process.terminate()
-            _, error = process.communicate()
-            counts["signals"] += 1
-            counts[f"exit status {process.returncode}"] += 1
-            counts["SILENT"] += process.returncode not in (0, 75) or (process.returncode == 75 and not error)
-            if output.exists():
-                self.finish_quietly(output, counts)
-        return counts
-
-    def finish_quietly(self, output: Path, counts: Counts) -> None:
-        output.with_suffix(".log").touch()
+            if self.wait(pid) != -signal.SIGKILL:
+                break  # it was done before
+            kill_group(pid)
+            counts["kills"] += 1
+            counts["inside the writing of a file"] += inside
+            counts["files left half written"] += writing(output)
         self.finish(output, counts)
 
-    def disks(self, number: int) -> Counts:
+    def disks(self, counts: Counts) -> None:
         """A disk that is full at a random moment."""
-        counts: Counts = Counter()
-        for i in range(number):
-            with small_disk(self.folder / f"disk{i}") as (disk, fill, empty):
-                output = disk / "run"
-                pid = self.fork(output)
-                time.sleep(self.draw.uniform(0, 0.9 * self.seconds))
-                fill(self.draw.randrange(200_000))
-                status = self.wait(pid)
-                empty()
-                counts["full disks"] += 1
-                counts[f"exit status {status}"] += 1
-                self.finish(output, counts)
-        return counts
+        with small_disk(self.folder / f"disk{counts['full disks']}") as (disk, fill, empty):
+            output = disk / "run"
+            pid = self.fork(output)
+            time.sleep(self.draw.uniform(0, 0.9 * self.seconds))
+            fill(self.draw.randrange(200_000))
+            status = self.wait(pid)
+            empty()
+            counts["full disks"] += 1
+            counts[f"exit status {status}"] += 1
+            self.check(counts, "OTHER EXIT STATUS", status not in (0, 2), output)
+            said = self.log(output).read_text()
+            self.check(counts, "WITHOUT PLACE OR REMEDY", status == 2 and not REFUSAL.search(said), output)
+            self.finish(output, counts)
 
-    def processes(self, number: int) -> Counts:
+    def terms(self, counts: Counts) -> None:
+        """SIGTERM at random moments of a run's life until it is done, to the process or its group."""
+        output = self.folder / "terms" / str(counts["runs"])
+        for _ in range(MOST):
+            pid = self.fork(output)
+            time.sleep(self.draw.uniform(0.05, 1.1 * self.seconds))
+            group = self.draw.random() < 0.5
+            (os.killpg if group else os.kill)(pid, signal.SIGTERM)
+            status = self.wait(pid)
+            counts["signals"] += 1
+            counts[f"exit status {status}"] += 1
+            self.check(counts, "OTHER EXIT STATUS", status not in (0, STOPPED), output)
+            if status == 0:
+                break
+        self.finish(output, counts)
+
+    def starts(self, counts: Counts) -> None:
+        """SIGTERM within the first seconds of a new process, imports included, started as people do."""
+        output = self.folder / "starts" / str(counts["signals"])
+        process = subprocess.Popen(
+            [*COMMAND, *self.arguments(output)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        time.sleep(self.draw.uniform(0.15, self.start_seconds + 0.5 * self.seconds))
+        process.terminate()
+        _, error = process.communicate()
+        status = process.returncode
+        counts["signals"] += 1
+        counts[f"exit status {status}"] += 1
+        self.log(output).write_text(error)
+        self.check(counts, "OTHER EXIT STATUS", status not in (0, STOPPED), output)
+        self.check(counts, "SILENT", status == STOPPED and not error, output)
+        if output.exists():
+            self.finish(output, counts)
+
+    def processes(self, counts: Counts) -> None:
         """Two processes under torchrun, one of which is killed at a random moment; torchrun starts both again."""
         from support.runs import children, losses
 
-        counts: Counts = Counter()
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        seconds, truth = self.two
+        output = self.folder / "two" / str(counts["runs"])
+        process = self.start_two(output)
+        wait_until(lambda: bool(losses(output)), 5 * seconds)
+        time.sleep(self.draw.uniform(0, 0.8 * self.seconds))
+        workers = children(process.pid)
+        counts["runs"] += 1
+        if workers:
+            os.kill(self.draw.choice(workers), signal.SIGKILL)
+            counts["workers killed"] += 1
+        same = process.wait() == 0 and digest(output) == truth
+        counts["ended the same"] += same
+        self.check(counts, "ENDED DIFFERENTLY", not same, output)
+        shutil.rmtree(output, ignore_errors=True)
 
-        def start(output: Path) -> subprocess.Popen[bytes]:
-            command = [*launcher, "--max-restarts", "3", "-m", "vmamba", *self.arguments(output)]
-            return subprocess.Popen(
-                command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-            )
-
-        begin = time.monotonic()
-        undisturbed = self.folder / "two" / "undisturbed"
-        if start(undisturbed).wait():
-            raise SystemExit("two processes do not train here")
-        seconds, truth = time.monotonic() - begin, digest(undisturbed)
-        for i in range(number):
-            output = self.folder / "two" / str(i)
-            process = start(output)
-            wait_until(lambda output=output: bool(losses(output)), 5 * seconds)
-            time.sleep(self.draw.uniform(0, 0.8 * self.seconds))
-            workers = children(process.pid)
-            if workers:
-                os.kill(self.draw.choice(workers), signal.SIGKILL)
-                counts["workers killed"] += 1
-            same = process.wait() == 0 and digest(output) == truth
-            counts["continued to the same end" if same else "ENDED DIFFERENTLY"] += 1
-            shutil.rmtree(output)
-        return counts
-
-    def predictions(self, number: int) -> Counts:
+    def predictions(self, counts: Counts) -> None:
         """Predictions in one process, whose memory must not grow."""
         model = create_model("vmamba_pico", num_classes=4)
         transform, paths = eval_transform(model, 64), find_images([self.images])
         taken: list[float] = []
         done = 0
-        while done < number:
+        while done < counts["wanted"]:
             done += sum(1 for _ in predict(model, paths, transform=transform, batch_size=16))
             taken.append(resident())
-        settled = taken[len(taken) // 5 :]
-        return Counter(
-            {"predictions": done, "MB after a fifth": round(settled[0]), "MB at the end": round(settled[-1]),
-             "MB at most since": round(max(settled))}
-        )  # fmt: skip
+        counts["predictions"] = done
+        report_memory(taken, counts)
+
+    def commands(self, counts: Counts) -> None:
+        """Commands in one process, predict, detect and segment in turns, whose memory must not grow."""
+        weights = {"predict": create_model("vmamba_pico", num_classes=4), **dense_models()}
+        for name, model in weights.items():
+            save_weights(model, self.folder / name / "model.safetensors")
+        taken: list[float] = []
+        done = 0
+        while done < counts["wanted"]:
+            for name in weights:
+                more = [] if name == "predict" else ["--output", self.folder / name / "results"]
+                checkpoint = self.folder / name / "model.safetensors"
+                arguments = [name, self.images / "val", "--checkpoint", checkpoint, *more, "--device", "cpu", "--json"]
+                with contextlib.redirect_stdout(io.StringIO()):
+                    counts["OTHER EXIT STATUS"] += vmamba(list(map(str, arguments))) != 0
+                done += 1
+            taken.append(resident())
+        counts["commands"] = done
+        report_memory(taken, counts)
+
+    # ----------------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def start_seconds(self) -> float:
+        """Time that a new process takes to import everything."""
+        begin = time.monotonic()
+        subprocess.run([*COMMAND, "train", "--print-config"], stdout=subprocess.DEVNULL, check=True)
+        return time.monotonic() - begin
+
+    def start_two(self, output: Path) -> subprocess.Popen[bytes]:
+        """A run on two processes."""
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command = [*launcher, "--max-restarts", "3", "-m", "vmamba", *self.arguments(output)]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+    @cached_property
+    def two(self) -> tuple[float, str]:
+        """Duration and digest of an undisturbed run on two processes."""
+        begin = time.monotonic()
+        if self.start_two(self.folder / "two" / "undisturbed").wait():
+            raise SystemExit("two processes do not train here")
+        return time.monotonic() - begin, digest(self.folder / "two" / "undisturbed")
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -263,8 +311,58 @@ def digest(output: Path) -> str:
 
 
 def writing(output: Path) -> bool:
-    """A file is being written in the folder, or was when its writer died."""
+    """True where a file was being written when its writer died."""
     return any(output.rglob(".writing-*"))
+
+
+def die_while_writing(nth: int, stage: str) -> None:
+    """Make this process kill itself while it writes a file: the file of that number, at that stage."""
+    count = 0
+
+    def reached(place: str | bytes) -> bool:
+        nonlocal count
+        count += ".writing-" in os.fsdecode(place)
+        return ".writing-" in os.fsdecode(place) and count > nth
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    class Torn(io.FileIO):
+        """A file of which half of the first piece is written."""
+
+        def write(self, data: Any) -> int:
+            super().write(bytes(data)[: len(data) // 2])
+            die()
+            return 0
+
+    fdopen, fsync, replace = os.fdopen, os.fsync, os.replace
+
+    def torn(descriptor: int, *arguments: Any) -> Any:
+        if not reached(os.readlink(f"/proc/self/fd/{descriptor}")):
+            return fdopen(descriptor, *arguments)
+        if stage == "opened":
+            die()
+        return io.BufferedWriter(Torn(descriptor, "wb"), buffer_size=64)
+
+    def unsynced(descriptor: int) -> None:
+        if reached(os.readlink(f"/proc/self/fd/{descriptor}")):
+            die()
+        fsync(descriptor)
+
+    def unnamed(source: Any, target: Any) -> None:
+        end = reached(os.fspath(source))
+        if end and stage == "written":
+            die()
+        replace(source, target)
+        if end:
+            die()
+
+    if stage in ("opened", "torn"):
+        os.fdopen = torn
+    elif stage == "unsynced":
+        os.fsync = unsynced
+    else:
+        os.replace = unnamed
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> None:
@@ -289,7 +387,7 @@ def small_disk(place: Path) -> Iterator[tuple[Path, Callable[[int], None], Calla
 
     def fill(free: int) -> None:
         status = os.statvfs(place)
-        with ballast.open("wb") as file:
+        with suppress(OSError), ballast.open("wb") as file:  # the run takes some, too
             file.write(b"x" * max(status.f_bavail * status.f_frsize - free, 0))
 
     try:
@@ -298,19 +396,39 @@ def small_disk(place: Path) -> Iterator[tuple[Path, Callable[[int], None], Calla
         subprocess.run(["umount", "--lazy", place], check=True)
 
 
+def dense_models() -> dict[str, torch.nn.Module]:
+    """A small detector and a small segmenter."""
+    backbone = VMambaConfig(dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_classes=0)
+    classes = ("cat", "dog")
+    return {
+        "detect": MaskRCNN(MaskRCNNConfig(backbone, classes, channels=8, box_channels=8, mask_channels=8)),
+        "segment": UperNet(UperNetConfig(backbone, classes, channels=8, auxiliary_channels=8)),
+    }
+
+
+def report_memory(taken: list[float], counts: Counts) -> None:
+    """Add what a process took, MB, in the order in which it was measured."""
+    settled = taken[len(taken) // 5 :]
+    counts["MB after a fifth"], counts["MB at the end"] = round(settled[0]), round(settled[-1])
+    counts["MB at most since"] = round(max(settled))
+    counts["GREW"] = int(settled[-1] > 1.03 * settled[0] + 10)
+
+
 def resident() -> float:
     """Memory of this process, MB."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize() / 1e6
 
 
-PARTS = {
-    "kills": (Campaign.kills, 100),
-    "disks": (Campaign.disks, 20),
-    "terms": (Campaign.terms, 50),
-    "starts": (Campaign.starts, 50),
-    "processes": (Campaign.processes, 10),
-    "predictions": (Campaign.predictions, 10_000),
+#: Part → what it does, the number of trials, what it counts; None where the trials are one.
+PARTS: dict[str, tuple[Callable[[Campaign, Counts], None], int, str | None]] = {
+    "kills": (Campaign.kills, 100, "kills"),
+    "disks": (Campaign.disks, 20, "full disks"),
+    "terms": (Campaign.terms, 50, "signals"),
+    "starts": (Campaign.starts, 50, "signals"),
+    "processes": (Campaign.processes, 10, "runs"),
+    "predictions": (Campaign.predictions, 10_000, None),
+    "commands": (Campaign.commands, 300, None),
 }
 
 
@@ -318,33 +436,49 @@ def main() -> int:
     """Run the parts and write down what happened."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"default all: {', '.join(PARTS)}")
-    for name, (_, number) in PARTS.items():
+    for name, (_, number, _) in PARTS.items():
         parser.add_argument(f"--{name}", type=int, default=number, metavar="N", help=f"default {number}")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, metavar="M", help="stop after about so long; the next call goes on")
+    parser.add_argument("--fresh", action="store_true", help="begin again instead of going on")
     parser.add_argument("--output", type=Path, default=RESULTS / "kill_campaign.md", metavar="FILE")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # many short processes, of which some are forked
     torch.set_num_threads(1)
-    lines, bad = [], 0
+    record = Record("kill_campaign", {"seed": options.seed}, options.minutes, options.fresh)
     with tempfile.TemporaryDirectory() as folder:
-        campaign = Campaign(Path(folder), options.seed)
+        campaign: Campaign | None = None
         for name in options.parts or PARTS:
-            part, _ = PARTS[name]
-            begin = time.monotonic()
-            counts = part(campaign, getattr(options, name))
-            bad += sum(count for what, count in counts.items() if what.isupper())
-            said = ", ".join(f"{count} {what}" for what, count in counts.items() if count or what.isupper())
-            lines.append(f"| {name} | {(part.__doc__ or '').strip()} | {said} | {time.monotonic() - begin:.0f} s |")
-            print(lines[-1], flush=True)
-            write(options.output, lines)
-    return min(bad, 1)
+            part, _, counted = PARTS[name]
+            wanted = getattr(options, name)
+            while not record.late and record.counts.get(name, {}).get(counted or name, 0) < wanted:
+                campaign = campaign or Campaign(Path(folder))
+                with record.trying(name) as counts:
+                    campaign.draw = random.Random(f"{options.seed}/{name}/{counts[counted or name]}")
+                    if counted is None:
+                        counts["wanted"] = wanted
+                    part(campaign, counts)
+                    del counts["wanted"]
+                    record.failures, campaign.failures = record.failures + campaign.failures, []
+                print(f"{name}: {described(counts)}", flush=True)
+                write(options.output, record)
+    return min(sum(count for part in record.counts.values() for what, count in part.items() if what.isupper()), 1)
 
 
-def write(path: Path, lines: list[str]) -> None:
+def described(counts: Counts) -> str:
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count or what.isupper())
+
+
+def write(path: Path, record: Record) -> None:
     """Write the results so far."""
-    head = "".join(f"- {name}: {value}\n" for name, value in environment().items())
-    table = "\n".join(["| part | what is done | what happened | time |", "|---|---|---|---|", *lines])
-    path.write_text(f"# Kill and soak campaign\n\n{head}\nWhat must not happen is in capitals.\n\n{table}\n")
+    lines = ["| part | what is done | what happened | minutes |", "|---|---|---|---|"]
+    for name, counts in record.counts.items():
+        what = (PARTS[name][0].__doc__ or "").strip()
+        lines.append(f"| {name} | {what} | {described(counts)} | {record.seconds[name] / 60:.1f} |")
+    if record.failures:
+        lines += ["", "What happened that must not:", "", *(f"- {failure}" for failure in record.failures)]
+    table = "\n".join(lines)
+    path.write_text(f"# Kill and soak campaign\n\n{record.head()}\nWhat must not happen is in capitals.\n\n{table}\n")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,24 @@ Commands print these, and `OSError`, as that line; any other exception is a bug 
 
 from __future__ import annotations
 
+import errno
+
+_REMEDIES = {
+    errno.ENOSPC: "make room on the disk, or choose another place for the output",
+    errno.EDQUOT: "make room in your quota, or choose another place for the output",
+    errno.EROFS: "choose a folder that can be written to",
+    errno.EACCES: "choose a file or folder that you have access to",
+    errno.EPERM: "choose a file or folder that you have access to",
+    errno.ENOENT: "check the spelling and the current folder",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+def system_reason(error: OSError) -> str:
+    """The reason that the system gives, followed by what to do about it where that is known."""
+    remedy = f"; {_REMEDIES[error.errno]}" if error.errno in _REMEDIES else ""
+    return f"{error.strerror or error}{remedy}"
+
 
 class VMambaError(Exception):
     """Base class of all errors below."""

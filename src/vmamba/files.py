@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -31,7 +33,7 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{_TEMPORARY}{path.name[:32]}.")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with name_in_errors(path), os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -42,6 +44,30 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
             os.unlink(temporary)
         raise
     _sync_folder(path.parent)
+
+
+def require_file(path: str | Path) -> None:
+    """Refuse what is no file before it is opened: a pipe would wait for a writer, a device may never end.
+
+    Raises:
+        OSError: If there is nothing, or a folder, pipe, socket or device.
+    """
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder, not a file", os.fspath(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is a pipe, socket or device, not a file", os.fspath(path))
+
+
+@contextmanager
+def name_in_errors(path: str | Path) -> Iterator[None]:
+    """Let an error of the system that names no file, as those of writing to an open one, name this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
 
 
 def remove_leftovers(folder: str | Path, *, recursive: bool = True) -> None:

@@ -86,7 +86,7 @@ def _explain(error: ErrorDetails, settings: type[Settings]) -> str:
     name = str(error["loc"][0]) if error["loc"] else ""
     context = error.get("ctx", {})
     if error["type"] == "extra_forbidden":
-        return f"unknown field {name!r}; {nearest(name, settings.names())}"
+        return f"unknown field {reprlib.repr(name)}; {nearest(name, settings.names())}"
     if error["type"] == "value_error":  # of a validator, which says all
         return str(context["error"])
     got = reprlib.repr(error["input"])

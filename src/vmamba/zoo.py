@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import reprlib
 from pathlib import Path
 from typing import Any, cast
 
@@ -119,7 +120,7 @@ def architecture_of(name: str) -> VMambaConfig:
     if name not in VARIANTS:
         near = difflib.get_close_matches(name, VARIANTS, n=1)
         hint = f"do you mean {near[0]!r}?" if near else f"choose one of {', '.join(VARIANTS)}"
-        raise OptionError(f"unknown model {name!r}; {hint}")
+        raise OptionError(f"unknown model {reprlib.repr(name)}; {hint}")
     return VARIANTS[name].config
 
 

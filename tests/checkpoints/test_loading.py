@@ -313,7 +313,9 @@ def test_full_disk_loses_nothing(small: VMamba, tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(files.os, "fsync", full)
     small.init_weights()
-    with pytest.raises(CheckpointError, match="cannot write: No space left on device; nothing was changed"):
+    with pytest.raises(
+        CheckpointError, match="cannot write, and nothing was changed: No space left on device; make room"
+    ):
         save_weights(small, path)
     assert path.read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.safetensors"]

@@ -335,7 +335,7 @@ def test_pipes_and_devices_are_not_opened(tmp_path: Path) -> None:
     if not hasattr(os, "mkfifo"):
         pytest.skip("no pipes here")
     os.mkfifo(tmp_path / "a.pth")
-    refused(tmp_path / "a.pth", "not a file")
+    refused(tmp_path / "a.pth", "a pipe, socket or device, not a checkpoint")
 
 
 def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,9 @@ def another(content: dict[str, Any], **values: Any) -> None:
         ({"area": 0}, "boxes without area"),
         ({"bbox": [60, 5, 10, 10]}, "boxes outside their image"),
         ({"segmentation": []}, "instances without a mask"),
+        ({"segmentation": [[5, 5, 5, 15, 5, 10]]}, "instances whose mask has no pixel"),
+        ({"segmentation": {"size": [40, 50], "counts": [2000]}}, "instances whose mask has no pixel"),
+        ({"segmentation": {"size": [40, 50], "counts": "`n1"}}, "instances whose mask has no pixel"),
     ],
 )
 def test_instances_that_teach_nothing_are_left_out_and_counted(tmp_path: Path, values: Any, reason: str) -> None:
@@ -89,7 +92,7 @@ def test_boxes_alone_are_not_enough(tmp_path: Path) -> None:
 
 def test_images_that_are_not_there(tmp_path: Path) -> None:
     split = write_coco(tmp_path, lambda c: c["images"].append(dict(c["images"][0], id=9, file_name="sub/9.png")))
-    with pytest.raises(AnnotationError, match=r"1 of its 3 images are missing in .*/val, sub/9\.png first"):
+    with pytest.raises(AnnotationError, match=r'1 of its 3 images are missing in .*/val, "sub/9\.png" first'):
         CocoInstances(split, training=False)
     (split.images / "sub").mkdir()
     Image.new("RGB", (50, 40)).save(split.images / "sub" / "9.png")

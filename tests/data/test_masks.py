@@ -10,7 +10,7 @@ import pycocotools.mask
 import pytest
 import torch
 
-from vmamba.data.masks import area, decode_mask, encode_mask, polygon_fault, run_length_fault
+from vmamba.data.masks import area, decode_mask, encode_mask, is_empty, polygon_fault, run_length_fault
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in pycocotools
@@ -38,6 +38,26 @@ def test_area() -> None:
     mask[2:5, 3:8] = 1
     assert area(encode_mask(mask), 7, 9) == 15
     assert area([[3.0, 2.0, 8.0, 2.0, 8.0, 5.0, 3.0, 5.0]], 7, 9) == 15
+
+
+def test_masks_without_a_pixel() -> None:
+    """Polygons of every size, thin, twisted and across the border, against what they decode to."""
+    generator = np.random.default_rng(0)
+    found = 0
+    for i in range(2000):
+        points = generator.normal(0, 1, (generator.integers(3, 9), 2))
+        if i % 2:  # around a circle, else twisted
+            points = points[np.argsort(np.arctan2(points[:, 1], points[:, 0]))]
+        polygon = generator.uniform(-5, [55, 45]) + points * 10 ** generator.uniform(-1.5, 1.2, 2)
+        empty = not decode_mask([polygon.flatten()], 40, 50).any()
+        assert is_empty([polygon.flatten()], 40, 50) == empty, polygon
+        assert not is_empty([polygon.flatten(), np.array([5.0, 5, 9, 5, 9, 9])], 40, 50)
+        found += empty
+    assert 200 < found < 1800
+    for runs, empty in (([2000], True), ([0, 1, 1999], False), ([3, 0, 1997], True)):
+        plain = {"size": [40, 50], "counts": runs}
+        assert is_empty(plain, 40, 50) == empty
+        assert is_empty(encode_mask(decode_mask(plain, 40, 50)), 40, 50) == empty
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,9 @@ def test_ranks_and_inner_channels() -> None:
         ({"gate": "yes"}, "gate must be true or false, got 'yes'"),
         ({"pos_embed_size": 2}, "pos_embed_size must be pixels ≥ 4 or None, got 2"),
         ({"dims": (1, 2, 4, 8)}, "the overlapping stem needs dims[0] ≥ 2"),
+        ({"dims": (10**400,) * 4}, "dims must be at most 65536"),
+        ({"ssm_ratio": 10**400}, "ssm_ratio must be at most 64"),
+        ({"ssm_ratio": ("a",)}, "ssm_ratio must leave inner channels"),
     ],
 )
 def test_impossible_values(values: dict[str, Any], message: str) -> None:

@@ -30,7 +30,8 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.transforms import str_to_pil_interp
 from torch import nn
 
-from vmamba.errors import CheckpointError
+from vmamba.errors import CheckpointError, system_reason
+from vmamba.files import require_file
 from vmamba.model.config import VMambaConfig
 
 Task = Literal["classification", "detection", "segmentation"]
@@ -198,16 +199,17 @@ def read_info(weights: str | Path) -> ModelInfo | None:
     path = info_path(weights)
     if path == Path(weights):
         return None
-    if not path.is_file():
+    if not path.exists():
         path = path.with_name("config.json")  # of transformers, or anybody's
         if not _is_of_transformers(path):
             return None
     try:
+        require_file(path)
         if path.stat().st_size > MAX_SIZE:
             raise ValueError(f"larger than {MAX_SIZE >> 20} MB, which no description is")
         return ModelInfo.from_json(path.read_bytes())
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise CheckpointError(f"{path}: cannot be read: {system_reason(error)}") from None
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}; correct it, or remove it to do without") from None
 
@@ -215,6 +217,7 @@ def read_info(weights: str | Path) -> ModelInfo | None:
 def _is_of_transformers(path: Path) -> bool:
     """True for the configuration of a VMamba that transformers has saved."""
     try:
+        require_file(path)
         return path.stat().st_size <= MAX_SIZE and json.loads(path.read_bytes()).get("model_type") == "vmamba"
     except (OSError, ValueError, AttributeError, RecursionError):
         return False

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vmamba.checkpoints.pickles import Name, Refused, Unread, read_pickle
 from vmamba.checkpoints.stored import SourceFile, Storage, StoredTensor, load
-from vmamba.errors import CheckpointError, OptionError
+from vmamba.errors import CheckpointError, OptionError, system_reason
 from vmamba.terminal import printable
 
 Weights = Literal["auto", "model", "model_ema"]
@@ -107,7 +107,9 @@ def read_file(path: Path) -> Mapping[str, Any]:
         CheckpointError: If there is no such file, it is damaged or refused, or it is no mapping.
     """
     if not path.is_file():
-        what = "a folder, not a checkpoint" if path.is_dir() else "not a file" if path.exists() else "no such file"
+        what = "no such file; check the spelling and the current folder"
+        if path.exists():
+            what = f"a {'folder' if path.is_dir() else 'pipe, socket or device'}, not a checkpoint"
         raise CheckpointError(f"{path}: {what}")
     try:
         file = SourceFile(path)
@@ -119,7 +121,7 @@ def read_file(path: Path) -> Mapping[str, Any]:
         else:
             content = _read_zip(file) if start[:4] == b"PK\3\4" else _read_legacy(file)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise CheckpointError(f"{path}: cannot be read: {system_reason(error)}") from None
     except Refused as error:
         raise CheckpointError(f"{path}: refused, nothing in it was run: {_one_line(error)}") from None
     except (ValueError, RecursionError) as error:

@@ -111,7 +111,7 @@ class Checkpoint:
             if variant is None:
                 raise CheckpointError(
                     f"{self.label}: fits none of the known variants and has no {info_path(self.label).name} beside it; "
-                    "say which it is with --model or --config"
+                    "say which it is with --model, or give the authors' YAML to vmamba convert --config"
                 )
             config = VARIANTS[variant].config
         depths = _depths(self.backbone)

@@ -11,7 +11,7 @@ import safetensors.torch
 from torch import nn
 
 from vmamba.checkpoints.info import Preprocessing, info_of, info_path
-from vmamba.errors import CheckpointError, OptionError
+from vmamba.errors import CheckpointError, OptionError, system_reason
 from vmamba.files import atomic_write
 
 
@@ -67,4 +67,4 @@ def _write(path: Path, content: bytes) -> None:
         with atomic_write(path) as file:
             file.write(content)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot write: {error.strerror or error}; nothing was changed") from None
+        raise CheckpointError(f"{path}: cannot write, and nothing was changed: {system_reason(error)}") from None

@@ -12,6 +12,7 @@ from torch import nn
 from vmamba.checkpoints.info import read_info
 from vmamba.cli.arguments import add_device, add_output, device, positive
 from vmamba.errors import OptionError
+from vmamba.files import atomic_write
 from vmamba.frozen import freeze
 from vmamba.tables import write_csv
 from vmamba.tasks import task_class
@@ -112,8 +113,8 @@ def _evaluate(
     skipped = [line for lines in processes.gather(loader.skipped) for line in lines]
     if skipped and processes.first:
         path = output / "skipped.txt"
-        with path.open("w", encoding="utf-8", errors="surrogateescape") as file:
-            file.writelines(f"{line}\n" for line in skipped)
+        with atomic_write(path) as file:
+            file.writelines(f"{line}\n".encode(errors="surrogateescape") for line in skipped)
         say(f"vmamba: {len(skipped)} images could not be read and were left out; see {path}")
     return model, results
 

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import errno
+import os
 import re
 
-from vmamba.errors import VMambaError
+from vmamba.errors import VMambaError, system_reason
 
 _OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
-_REMEDIES = {
-    errno.ENOSPC: "make room on the disk, or choose another place for the output",
-    errno.EDQUOT: "make room in your quota, or choose another place for the output",
-    errno.EROFS: "choose a folder that can be written to",
-    errno.EACCES: "choose a file or folder that you have access to",
-    errno.EPERM: "choose a file or folder that you have access to",
-    errno.ENOENT: "check the spelling and the current folder",
-}
 
 
 def explain(error: Exception) -> str | None:
@@ -25,7 +17,6 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))):
         return "not enough memory; take smaller images, fewer at once, or a machine with more"
     if isinstance(error, OSError):
-        remedy = f"; {_REMEDIES[error.errno]}" if error.errno in _REMEDIES else ""
-        place = f"{error.filename}: " if error.filename is not None else ""
-        return f"{place}{error.strerror or error}{remedy}"
+        place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes, os.PathLike)) else ""
+        return f"{place}{system_reason(error)}"
     return None

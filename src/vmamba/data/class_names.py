@@ -7,7 +7,8 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-from vmamba.errors import DataError
+from vmamba.errors import DataError, system_reason
+from vmamba.files import require_file
 from vmamba.terminal import printable
 
 
@@ -34,8 +35,9 @@ def read_class_list(path: Path) -> tuple[str, ...]:
         DataError: If it cannot be read.
     """
     try:
+        require_file(path)
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        reason = system_reason(error) if isinstance(error, OSError) else "it is not UTF-8 text"
         raise DataError(f"{path}: cannot read the class names: {reason}") from None
     return tuple(class_name(line.strip()) for line in text.split("\n") if line.strip())

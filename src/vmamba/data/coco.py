@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torchvision import tv_tensors
 
-from vmamba.data.annotations import AnnotationError
+from vmamba.data.annotations import AnnotationError, shown
 from vmamba.data.class_names import class_name
 from vmamba.data.coco_file import AnnotationEntry, ImageEntry, read_coco
 from vmamba.data.images import read_image_of_size
-from vmamba.data.masks import decode_mask
+from vmamba.data.masks import decode_mask, is_empty
 from vmamba.data.summary import SplitSummary
 from vmamba.data.verify import unreadable
 from vmamba.errors import DataError
@@ -102,8 +102,9 @@ class Picture:
 class CocoInstances:
     """The images of an annotation file with their instances; ``samples[i]`` gives what `transform` makes of one.
 
-    Crowds, boxes without area or wholly outside the image and instances without a mask are no examples to learn from
-    and are left out here (evaluation takes the file itself, where crowds count as neither right nor wrong).
+    Crowds, boxes without area or wholly outside the image and instances whose mask is missing or has no pixel are no
+    examples to learn from and are left out here (evaluation takes the file itself, where crowds count as neither right
+    nor wrong).
 
     Attributes:
         file: The checked file; for training without its annotations, which are in `pictures`.
@@ -117,7 +118,7 @@ class CocoInstances:
         training: Leave out images without instances and those with a side below 32 pixels.
         transform: From a dictionary with tv_tensors: ``image``, its ``id``, ``file`` and ``size`` (height, width), and
             for training ``boxes``, ``labels``, ``masks``; None to return that.
-        strict: Do not accept boxes without area or outside the image, nor instances without a mask.
+        strict: Do not accept boxes without area or outside the image, nor instances without a mask or a pixel in it.
 
     Raises:
         AnnotationError: If the file cannot be read, refers to images or categories that do not exist, or leaves
@@ -216,7 +217,9 @@ class CocoInstances:
         missing = [name for name in names if os.path.join(os.path.dirname(name), os.path.basename(name)) not in present]
         if missing:
             number = f"{len(missing):,} of its {len(names):,} images are missing"
-            raise AnnotationError(self.split.annotations, [f"{number} in {self.split.images}, {missing[0]} first"])
+            raise AnnotationError(
+                self.split.annotations, [f"{number} in {self.split.images}, {shown(missing[0])} first"]
+            )
 
     def _picture(self, image: ImageEntry, annotations: Sequence[AnnotationEntry]) -> Picture:
         height, width = image["height"], image["width"]
@@ -231,12 +234,14 @@ class CocoInstances:
                 self.left_out["boxes without area"] += 1
             elif right <= left or bottom <= top:
                 self.left_out["boxes outside their image"] += 1
-            elif not annotation.get("segmentation"):
+            elif not (segmentation := annotation.get("segmentation")):
                 self.left_out[_MASKLESS] += 1
+            elif is_empty(segmentation, height, width):
+                self.left_out["instances whose mask has no pixel"] += 1
             else:
                 boxes.append((left, top, right, bottom))
                 labels.append(self._label[annotation["category_id"]])
-                segmentations.append(annotation.get("segmentation"))
+                segmentations.append(segmentation)
         return Picture(
             image["id"],
             self.split.images / image["file_name"],

@@ -15,6 +15,8 @@ from typing_extensions import NotRequired, TypedDict
 from vmamba.data.annotations import AnnotationError, Faults, shown
 from vmamba.data.images import pixel_limit
 from vmamba.data.masks import far_outside, polygon_fault, run_length_fault
+from vmamba.errors import system_reason
+from vmamba.files import require_file
 
 T = TypeVar("T")
 
@@ -119,9 +121,10 @@ def read_coco(path: Path) -> CocoFile:
             expected there.
     """
     try:
+        require_file(path)
         content = from_json(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
     except OSError as error:
-        raise AnnotationError(path, [f"cannot be read: {error.strerror or error}"]) from None
+        raise AnnotationError(path, [f"cannot be read: {system_reason(error)}"]) from None
     except ValueError as error:
         raise AnnotationError(path, [f"is not JSON: {error}"]) from None
     if not isinstance(content, dict):

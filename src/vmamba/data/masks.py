@@ -46,6 +46,27 @@ def area(segmentation: Any, height: int, width: int) -> float:
     return float(_codec().area(encode(segmentation, height, width)))
 
 
+def is_empty(segmentation: Any, height: int, width: int) -> bool:
+    """True for a mask without a pixel: a polygon so small or thin that it lies between the centres of pixels."""
+    if isinstance(segmentation, dict):
+        counts = segmentation["counts"]
+        return not (sum(counts[1::2]) if isinstance(counts, list) else area(segmentation, height, width))
+    wide = any(_is_wide(polygon, height, width) for polygon in segmentation)
+    return not wide and not area(segmentation, height, width)
+
+
+def _is_wide(polygon: NDArray[np.float64], height: int, width: int) -> bool:
+    """True for a polygon inside the image that holds the centre of a pixel for certain, without drawing it.
+
+    In a simple polygon lies a circle whose radius is at least the area over the perimeter.
+    """
+    if polygon.min() < 0 or polygon[::2].max() > width or polygon[1::2].max() > height:
+        return False
+    points = polygon.view(np.complex128)
+    following = np.concatenate([points[1:], points[:1]])
+    return bool(abs(np.vdot(points, following).imag) / 2 > np.abs(following - points).sum())
+
+
 def polygon_fault(polygon: NDArray[np.float64], height: int, width: int) -> str | None:
     """A reason for which x1, y1, x2, y2 … are no polygon in an image of this size, or None."""
     count = len(polygon)

@@ -154,7 +154,7 @@ def class_list(root: Path) -> tuple[str, ...]:
         DataError: If it cannot be read, or names less than 2 or more than 254.
     """
     path = root / "classes.txt"
-    if not path.is_file():
+    if not path.exists():
         return CLASSES
     names = read_class_list(path)
     if not 2 <= len(names) < IGNORE_INDEX:

@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from vmamba.data.images import image_endings, read_image
 from vmamba.data.loader import leave_signals_to_training, report_skipped
 from vmamba.data.seeding import seeded
-from vmamba.errors import DataError, ImageError, MissingPackageError
+from vmamba.errors import DataError, ImageError, MissingPackageError, system_reason
+from vmamba.files import require_file
 
 Batch = TypeVar("Batch")
 
@@ -85,6 +86,7 @@ def _count(path: Path) -> Counter[int]:
     """Samples of each class in a shard; -1 stands for what is no class number."""
     counts: Counter[int] = Counter()
     try:
+        require_file(path)
         with tarfile.open(path) as archive:
             for member in archive:
                 if member.isreg() and member.name.endswith(".cls"):
@@ -92,8 +94,14 @@ def _count(path: Path) -> Counter[int]:
                     text = content.read(20).strip() if content else b""
                     counts[int(text) if text.isdigit() else -1] += 1
     except Exception as error:  # tarfile raises nearly anything on a broken file
-        raise DataError(f"{path}: cannot read the shard: {' '.join(str(error).split())}") from None
+        raise DataError(f"{path}: cannot read the shard: {_reason(error)}") from None
     return counts
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return system_reason(error)
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 class ShardLoader(Generic[Batch]):
@@ -230,7 +238,7 @@ def _read(urls: Iterable[str]) -> Iterator[dict[str, Any]]:
             with gopen(url) as stream:
                 yield from group_by_keys({**member, "__url__": url} for member in tar_file_iterator(stream))
         except Exception as error:  # tarfile and openers of addresses raise nearly anything
-            raise DataError(f"{url}: cannot read the shard: {' '.join(str(error).split())}") from error
+            raise DataError(f"{url}: cannot read the shard: {_reason(error)}") from error
 
 
 def _shuffled(samples: Iterator[dict[str, Any]], generator: random.Random) -> Iterator[dict[str, Any]]:

@@ -9,7 +9,8 @@ from collections import Counter
 from typing import IO, NamedTuple
 
 from vmamba.data.walk import HIDDEN, is_hidden
-from vmamba.errors import DataError
+from vmamba.errors import DataError, system_reason
+from vmamba.files import require_file
 
 _NO_FILE = "archive members that are no ordinary files"
 
@@ -36,10 +37,11 @@ def list_tar(path: str, left_out: Counter[str]) -> dict[str, Place]:
     """
     files: dict[str, Place] = {}
     try:
+        require_file(path)
         with open(path, "rb") as file:
             _list(file, 0, os.path.getsize(path), "", files, left_out)
     except OSError as error:
-        raise DataError(f"{path}: cannot read the tar file: {error.strerror or error}") from None
+        raise DataError(f"{path}: cannot read the tar file: {system_reason(error)}") from None
     except Exception as error:  # tarfile raises nearly anything on a broken file
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: cannot read the tar file; is it damaged or compressed? ({reason})") from None

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from vmamba.errors import OptionError
+from vmamba.files import require_file
 
 # The authors' `forward_type` is a scan, then tags: "v052d_onnone_noz".
 _SCANS = {
@@ -111,6 +112,7 @@ def options_from_yaml(path: Path, within: tuple[Path, ...] = ()) -> dict[str, An
     if path.resolve() in within:
         raise OptionError(f"{path}: is its own BASE")
     try:
+        require_file(path)
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise OptionError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None

@@ -124,6 +124,11 @@ class VMambaConfig:
             self._refuse("dt_rank", "must be a positive integer or 'auto'")
         if self.pos_embed_size is not None and not _is_int(self.pos_embed_size, 4):
             self._refuse("pos_embed_size", "must be pixels ≥ 4 or None")
+        for name, limit in LIMITS.items():
+            value = getattr(self, name)
+            values = value if name in ("dims", "depths") else (value,)
+            if any(isinstance(v, (int, float)) and v > limit for v in values):
+                self._refuse(name, f"must be at most {limit}")
         if not _is_number(self.ssm_ratio) or any(self.inner_dim(dim) < 1 for dim in self.dims):
             self._refuse("ssm_ratio", "must leave inner channels in every stage")
         if not _is_number(self.mlp_ratio) or self.mlp_ratio < 0:
@@ -138,10 +143,6 @@ class VMambaConfig:
         for name in ("ssm_conv_bias", "gate", "gate_act", "out_act", "patch_norm"):
             if not isinstance(getattr(self, name), bool):
                 self._refuse(name, "must be true or false")
-        for name, limit in LIMITS.items():
-            value = getattr(self, name)
-            if isinstance(value, (int, float, tuple)) and (max(value) if isinstance(value, tuple) else value) > limit:
-                self._refuse(name, f"must be at most {limit}")
         if len(self.dims) > MAX_STAGES:
             raise OptionError(f"VMambaConfig: at most {MAX_STAGES} stages, got {len(self.dims)}")
 

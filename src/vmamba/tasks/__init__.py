@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ def task_class(name: str) -> type[Task]:
     if name not in TASKS:
         near = difflib.get_close_matches(name, TASKS, n=1)
         hint = f"do you mean {near[0]!r}?" if near else f"choose one of {', '.join(TASKS)}"
-        raise OptionError(f"unknown task {name!r}; {hint}")
+        raise OptionError(f"unknown task {reprlib.repr(name)}; {hint}")
     module, attribute = TASKS[name]
     task: type[Task] = getattr(import_module(module), attribute)
     return task

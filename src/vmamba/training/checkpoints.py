@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from vmamba.errors import CheckpointError
-from vmamba.files import atomic_write, remove_leftovers
+from vmamba.files import atomic_write, remove_leftovers, require_file
 from vmamba.training.state import Position
 
 FORMAT = 1
@@ -134,6 +134,7 @@ def read_run_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: If it cannot be read, is damaged, or is something else.
     """
     try:
+        require_file(path)
         _verify(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from vmamba.data.summary import DataSummary
+from vmamba.files import atomic_write, name_in_errors
 from vmamba.progress import is_quiet, progress_bar, remark
 from vmamba.terminal import console
 from vmamba.training.curves import draw_curves
@@ -111,8 +112,8 @@ class RunLog(SilentLog):
     def skipped(self, names: Sequence[str]) -> None:
         if len(names) > self._skipped:
             path = self.folder / "skipped.txt"
-            with path.open("w", encoding="utf-8", errors="surrogateescape") as file:
-                file.writelines(f"{name}\n" for name in names)
+            with atomic_write(path) as file:
+                file.writelines(f"{name}\n".encode(errors="surrogateescape") for name in names)
             say(f"vmamba: {len(names)} images could not be read and were left out; they are listed in {path}")
         self._skipped = len(names)
 
@@ -134,6 +135,7 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, step: int = 0) -> None:
+        self._folder = folder
         self._writer: Any = None
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -143,8 +145,9 @@ class TensorBoard:
 
     def add(self, group: str, values: Mapping[str, float], step: int) -> None:
         if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(f"{group}/{name}", value, step)
+            with name_in_errors(self._folder):
+                for name, value in values.items():
+                    self._writer.add_scalar(f"{group}/{name}", value, step)
 
     def close(self) -> None:
         if self._writer is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import warnings
 from typing import Any
 
@@ -38,7 +39,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
             **options,
         )
     except (ValueError, AssertionError, TypeError) as error:
-        raise OptionError(f"optimizer {recipe.optimizer!r}: {str(error).splitlines()[0]}") from None
+        raise OptionError(f"optimizer {reprlib.repr(recipe.optimizer)}: {str(error).splitlines()[0]}") from None
 
 
 def build_schedule(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) -> Scheduler:
@@ -69,7 +70,7 @@ def build_schedule(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) -
                 updates_per_epoch=steps_per_epoch,
             )
         except (AssertionError, ValueError) as error:
-            raise OptionError(f"schedule {recipe.schedule!r}: {str(error).splitlines()[0]}") from None
+            raise OptionError(f"schedule {reprlib.repr(recipe.schedule)}: {str(error).splitlines()[0]}") from None
     return schedule
 
 

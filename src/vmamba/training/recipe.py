@@ -149,7 +149,9 @@ def override(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
         elif name in fields or name in RENAMED:
             values[name] = value
         else:
-            raise OptionError(f"unknown field {name!r}; {nearest(name, sorted([*fields, *options_of_task]))}")
+            raise OptionError(
+                f"unknown field {reprlib.repr(name)}; {nearest(name, sorted([*fields, *options_of_task]))}"
+            )
     return {**values, "options": options}
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from vmamba.errors import OptionError
+from vmamba.errors import OptionError, system_reason
+from vmamba.files import require_file
 from vmamba.settings import nearest
 from vmamba.training.recipe import Recipe, override
 
@@ -101,26 +102,28 @@ def _find(name: str, folder: Path) -> Path:
 def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     """The values of a file over those of its bases."""
     try:
+        require_file(path)
         if path.stat().st_size > MAX_SIZE:
             raise OptionError(f"larger than {MAX_SIZE >> 10} KB, which no recipe is")
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except OptionError as error:
         raise OptionError(f"{path}: {error}") from None
     except (OSError, ValueError) as error:
-        raise OptionError(f"{path}: cannot read the recipe: {getattr(error, 'strerror', None) or error}") from None
+        reason = system_reason(error) if isinstance(error, OSError) else error
+        raise OptionError(f"{path}: cannot read the recipe: {reason}") from None
     if not isinstance(values, dict):
         raise OptionError(f"{path}: a recipe is a mapping of fields, this is {type(values).__name__}")
     name = values.pop("base", None)
     if name is None:
         return values
     if not isinstance(name, str):
-        raise OptionError(f"{path}: base must be the name or path of a recipe, got {name!r}")
+        raise OptionError(f"{path}: base must be the name or path of a recipe, got {reprlib.repr(name)}")
     try:
         base = _find(name, path.parent)
     except OptionError as error:
         raise OptionError(f"{path}: base: {error}") from None
     if base.resolve() in (chain := (*above, path.resolve())):
-        raise OptionError(f"{path}: base {name!r} is based on this recipe itself")
+        raise OptionError(f"{path}: base {reprlib.repr(name)} is based on this recipe itself")
     return _merge(_read(base, chain), values)
 
 
@@ -139,7 +142,9 @@ class _Loader(yaml.SafeLoader):
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is given twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{reprlib.repr(twice)} is given twice", node.start_mark
+            )
         return super().construct_mapping(node, deep)
 
 

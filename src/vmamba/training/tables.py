@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from vmamba.files import atomic_write
+from vmamba.files import atomic_write, name_in_errors
 
 
 class Table:
@@ -41,7 +41,7 @@ class Table:
         """Append a row; the first one names the columns, later ones may leave some out."""
         first = not self.columns
         self.columns = self.columns or list(row)
-        with self.path.open("a", newline="", encoding="utf-8") as file:
+        with name_in_errors(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns, lineterminator="\n", extrasaction="ignore")
             if first:
                 writer.writeheader()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +110,14 @@ def test_images_that_were_not_read_do_not_count(tmp_path: Path) -> None:
     assert numbers["box_ap"] == pytest.approx(100)
     assert numbers["mask_ap"] == pytest.approx(100)
     assert average_precision(truth, perfect_detections(truth, {8}), {7, 8})["box_ap"] == pytest.approx(50, abs=1)
+
+
+def test_nothing_to_find_is_not_a_number(tmp_path: Path) -> None:
+    """Images without objects, classes without objects, no image at all."""
+    truth = read_coco(write_coco(tmp_path, lambda c: c["annotations"].clear()).annotations)
+    for seen in ({7, 8}, set[int]()):
+        assert all(math.isnan(value) for value in average_precision(truth, [], seen).values())
+    truth = read_coco(write_coco(tmp_path, lambda c: c["categories"].append({"id": 4, "name": "rare"})).annotations)
+    assert average_precision(truth, [], {7, 8}, tmp_path)["box_ap"] == 0
+    assert (tmp_path / "average_precision.csv").read_text().splitlines()[1:] == ["thing,0.00,0.00", "rare,,"]
+    assert (tmp_path / "detections.json").read_text() == "[]"

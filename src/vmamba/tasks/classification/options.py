@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -71,6 +72,6 @@ class ClassificationOptions(Settings):
                 create_transform(32, is_training=True, auto_augment=self.auto_augment)
             except Exception:  # timm raises nearly anything
                 raise OptionError(
-                    f"auto_augment: timm has no policy {self.auto_augment!r}; one is rand-m9-mstd0.5-inc1"
+                    f"auto_augment: timm has no policy {reprlib.repr(self.auto_augment)}; one is rand-m9-mstd0.5-inc1"
                 ) from None
         return self

@@ -15,7 +15,8 @@ from timm.data import ImageNetInfo, create_transform, resolve_data_config
 from torch import Tensor, nn
 
 from vmamba.data.images import read_image
-from vmamba.errors import DataError, OptionError
+from vmamba.errors import DataError, OptionError, system_reason
+from vmamba.files import require_file
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -151,11 +152,11 @@ def class_names(num_classes: int, labels: Path | None = None, known: Sequence[st
     """
     if labels is not None:
         try:
-            if labels.exists() and not labels.is_file():
-                raise OSError("it is not a file")  # reading a pipe would wait
+            require_file(labels)
             names = labels.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{labels}: cannot read labels: {getattr(error, 'strerror', None) or error}") from None
+            reason = system_reason(error) if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise DataError(f"{labels}: cannot read labels: {reason}") from None
         if len(names) != num_classes:
             raise DataError(f"{labels}: has {len(names)} labels, the model {num_classes} classes; one per line")
         return names

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from vmamba.data.class_names import class_name
@@ -75,12 +76,13 @@ def average_precision(
     numbers: dict[str, float] = {}
     per_class: dict[str, list[float]] = {}
     for kind, prefix, left_out in (("bbox", "box", "segmentation"), ("segm", "mask", "bbox")):
-        # Masks are sorted by their own area, which the evaluator takes from the box where there is one.
-        mine = [{key: value for key, value in result.items() if key != left_out} for result in results]
-        if not mine:
-            numbers |= {f"{prefix}_{name}": 0.0 for name in _NAMES}
-            per_class[prefix] = [0.0] * len(names)
+        if not ids:
+            numbers |= {f"{prefix}_{name}": float("nan") for name in _NAMES}
+            per_class[prefix] = [float("nan")] * len(names)
             continue
+        # Masks are sorted by their own area, which the evaluator takes from the box where there is one.
+        listed = results or [_nothing(min(ids), truth)]
+        mine = [{key: value for key, value in result.items() if key != left_out} for result in listed]
         objects = COCO(_dataset(truth, ids, masks=kind == "segm"), print_function=_silent)
         evaluation = COCOeval_faster(objects, objects.loadRes(mine), kind, print_function=_silent)
         evaluation.evaluate()
@@ -98,6 +100,15 @@ def average_precision(
         rows = [(name, *("" if np.isnan(v) else f"{v:.2f}" for v in pair)) for name, *pair in values]
         write_table(output / "average_precision.csv", ("class", "box_ap", "mask_ap"), rows)
     return numbers
+
+
+def _nothing(image_id: int, truth: CocoFile) -> dict[str, Any]:
+    """A detection that matches no object; the evaluator needs one."""
+    size = next([image["height"], image["width"]] for image in truth.images if image["id"] == image_id)
+    segmentation = encode_mask(torch.zeros(size, dtype=torch.uint8))
+    category = truth.categories[0]["id"]
+    values = {"image_id": image_id, "category_id": category, "bbox": [0.0] * 4, "score": 0.0}
+    return {**values, "segmentation": segmentation}
 
 
 def _dataset(truth: CocoFile, image_ids: set[int], *, masks: bool) -> dict[str, Any]:
