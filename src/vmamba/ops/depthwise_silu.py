@@ -12,6 +12,8 @@ from torch.utils.flop_counter import register_flop_formula
 from vmamba.ops.backends import is_decomposed, select
 from vmamba.ops.checks import check_operands
 from vmamba.ops.custom_op import define
+from vmamba.ops.derivatives import register_derivatives
+from vmamba.ops.operands import accumulation_dtype
 
 
 @torch.fx.wrap
@@ -89,17 +91,35 @@ def _(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tenso
     return dx, dweight, weight.new_empty(weight.shape[0])
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, bias = ctx.saved_tensors
+def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor | None, ...]:
     dx, dweight, dbias = torch.ops.vmamba.depthwise_silu_backward(dy, x, weight, bias)
     return dx, dweight, None if bias is None else dbias.to(bias.dtype)
 
 
-_operator.register_autograd(_backward, setup_context=_setup_context)
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.silu(_accumulated(x, weight, bias)).to(x.dtype)
+
+
+def _plain_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    z = _accumulated(x, weight, bias)
+    s = z.sigmoid()
+    dz = dy.to(z.dtype) * s * (1 + z * (1 - s))
+    dx = _convolution(dz, weight.to(z.dtype).flip(2, 3), None)
+    padded = F.pad(x.to(z.dtype), (0, 0, 1, 1, 1, 1))
+    height, width = x.shape[1:3]
+    shifted = (padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3))
+    dweight = torch.stack([(dz * t).sum((0, 1, 2)) for t in shifted], 1).view(weight.shape)
+    return dx.to(x.dtype), dweight.to(weight.dtype), dz.sum((0, 1, 2)).to(weight.dtype)
+
+
+def _accumulated(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The convolution with sums as exact as those of the kernels."""
+    dtype = accumulation_dtype(x.dtype)
+    return _convolution(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+
+
+register_derivatives(_operator, _plain, _backward)
+register_derivatives(_backward_operator, _plain_backward)
 
 
 @register_flop_formula(torch.ops.vmamba.depthwise_silu)

@@ -1,13 +1,18 @@
 """Depthwise 3×3 convolution and SiLU of tokens in Triton: one pass over memory in channels-last layout.
 
-A program holds BLOCK_W tokens of one image row for BLOCK channels, reads the nine shifted rows (neighbouring ones come
-from the caches) and writes the result once. The backward pass computes the convolution again instead of keeping it:
-`_pushed` writes dz = dy · silu'(z) and the program's share of the gradients of weight and bias; `_spread` convolves dz
-with the mirrored weights. The shares are added up afterwards in a fixed order: no atomics.
+A program holds TOKENS columns, counted on through the whole batch, of BLOCK channels, and slides down a strip of rows.
+Each row is read once, with its left and right neighbours from the caches, and adds to the three rows of the result that
+it touches, which wait in registers. A lane holds 8 channels, 16 bytes in half precision; 4 where it also adds up the
+gradients of the weights. Hardly anything is padded: columns go on in the next image, 32 divides the numbers of channels
+of all released models, and rows come in pairs.
 
-Bytes per token and channel with s-byte storage: forward 2s, which is the least. Backward: the least is 3s (x and dy
-in, dx out); `_pushed` reads 2s and writes 4 (dz in float32), `_spread` reads 4 and writes s: 3s + 8, and 80 / BLOCK_W
-for the shares, written and read again.
+The backward pass computes the convolution again instead of keeping it: `_differentiated` writes dz = dy · silu'(z) and
+adds up the gradients of weight and bias in registers, through all strips that a program walks; `_convolved` convolves
+dz with the mirrored weights. The programs' sums are added up afterwards in a fixed order: no atomics.
+
+Bytes per token and channel with s-byte storage: forward 2s, which is the minimum. Backward: the minimum is 3s (x and dy
+in, dx out); `_differentiated` moves 3s (dz out, rounded as PyTorch's own SiLU rounds it) and `_convolved` 2s. Rows at
+the ends of strips are read twice, mostly from the caches. The programs' sums take 2.6 MB at most.
 
 Nothing here has been timed on a GPU.
 """
@@ -22,123 +27,216 @@ import triton.language as tl
 from torch import Tensor
 
 from vmamba.ops.backends.triton.launch import launch
-from vmamba.ops.backends.triton.tiles import sigmoid
+from vmamba.ops.backends.triton.tiles import LOG2E
 
-#: Tokens of a row and channels that a program holds, and its warps.
-TILE = (16, 64, 8)
+#: Columns and channels that a program holds, its warps, and the rows that are read before they are used.
+FORWARD_TILE = (32, 32, 4, 2)
+BACKWARD_TILE = (16, 32, 4, 2)
+#: Rows of a strip.
+ROWS = 14
+#: Most programs that the gradients of weight and bias are added up in.
+PROGRAMS = 2048
 
-
-@triton.jit
-def _row(program, height, width, BLOCK_W: tl.constexpr):
-    """Image and row (as one number), and for every token of a program the row in its image and the column."""
-    across = tl.cdiv(width, BLOCK_W)
-    row, column = program // across, program % across * BLOCK_W + tl.arange(0, BLOCK_W)
-    return row.to(tl.int64), row % height + tl.zeros_like(column), column
-
-
-@triton.jit
-def _neighbours(x, row, h, w, channel, i, j, height, width, channels):
-    """x at (h + i, w + j), zero outside the image: [BLOCK_W, BLOCK] of float32."""
-    inside = (h + i >= 0) & (h + i < height) & (w + j >= 0) & (w + j < width)
-    place = ((row + i) * width + w + j)[:, None] * channels + channel[None, :]
-    return tl.load(x + place, mask=inside[:, None] & (channel < channels)[None, :], other=0.0).to(tl.float32)
+_SIZES = ("batch", "height", "width", "rows", "items", "programs")  # not those of which loads profit
 
 
 @triton.jit
-def _convolved(x, weight, bias, row, h, w, channel, height, width, channels, HAS_BIAS: tl.constexpr):
-    """The convolution before the activation."""
+def _sigmoid(z):
+    """1 / (1 + exp(-z)), without cancellation; an infinite exponential gives 0."""
+    return 1.0 / (1.0 + tl.exp2(-z * LOG2E))
+
+
+@triton.jit
+def _columns(number, batch, height, width, channels, channel, TOKENS: tl.constexpr):
+    """Where columns begin in memory, and whether they and their left and right neighbours exist: [TOKENS, BLOCK]."""
+    column = number * TOKENS + tl.arange(0, TOKENS)
+    image, w = column // width, column % width
+    place = (image.to(tl.int64) * height * width + w)[:, None] * channels + channel[None, :]
+    exists = (column < batch * width)[:, None] & (channel < channels)[None, :]
+    return place, exists, exists & (w > 0)[:, None], exists & (w < width - 1)[:, None]
+
+
+@triton.jit
+def _at(place, h, width, channels):
+    """Where row h of the columns is in memory."""
+    return place + tl.cast(h, tl.int64) * width * channels
+
+
+@triton.jit
+def _below(h, end):
+    """``h < end`` as a tile [1, 1]: in the interpreter, where h may be a number, masks need one."""
+    return tl.zeros([1, 1], tl.int32) + h < end
+
+
+@triton.jit
+def _row(x, h, height, width, channels, place, exists, left, right):
+    """Row h of left neighbours, columns and right neighbours, each [TOKENS, BLOCK]; zero outside the image."""
+    x += _at(place, h, width, channels)
+    inside = _below(h, height) & ~_below(h, 0)
+    return (
+        tl.load(x - channels, mask=left & inside, other=0.0).to(tl.float32),
+        tl.load(x, mask=exists & inside, other=0.0).to(tl.float32),
+        tl.load(x + channels, mask=right & inside, other=0.0).to(tl.float32),
+    )
+
+
+@triton.jit
+def _weights(weight, channel, channels, i: tl.constexpr, MIRRORED: tl.constexpr):
+    """Row i of the weights, three times [1, BLOCK]."""
+    weight += channel * 9 + (8 - i * 3 if MIRRORED else i * 3)
+    step: tl.constexpr = -1 if MIRRORED else 1
     exists = channel < channels
-    z = tl.zeros([w.shape[0], channel.shape[0]], tl.float32)
+    return (
+        tl.load(weight, mask=exists, other=0.0).to(tl.float32)[None, :],
+        tl.load(weight + step, mask=exists, other=0.0).to(tl.float32)[None, :],
+        tl.load(weight + 2 * step, mask=exists, other=0.0).to(tl.float32)[None, :],
+    )
+
+
+@triton.jit
+def _plus(z, row, weights):
+    """z plus the products of a row with one of the weights."""
+    return tl.fma(row[2], weights[2], tl.fma(row[1], weights[1], tl.fma(row[0], weights[0], z)))
+
+
+@triton.jit
+def _plus_ten(a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, b0, b1, b2, b3, b4, b5, b6, b7, b8, b9):
+    """Ten sums at a time: the threads meet once for all of them."""
+    return a0 + b0, a1 + b1, a2 + b2, a3 + b3, a4 + b4, a5 + b5, a6 + b6, a7 + b7, a8 + b8, a9 + b9
+
+
+@triton.jit
+def _offset(bias, channel, channels, TOKENS: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """The bias, or zero, [TOKENS, BLOCK]."""
+    z = tl.zeros([TOKENS, channel.shape[0]], tl.float32)
     if HAS_BIAS:
-        z += tl.load(bias + channel, mask=exists, other=0.0).to(tl.float32)[None, :]
-    for i in tl.static_range(3):
-        for j in tl.static_range(3):
-            factor = tl.load(weight + channel * 9 + (i * 3 + j), mask=exists, other=0.0).to(tl.float32)
-            neighbours = _neighbours(x, row, h, w, channel, i - 1, j - 1, height, width, channels)
-            z = tl.fma(factor[None, :], neighbours, z)
+        z += tl.load(bias + channel, mask=channel < channels, other=0.0).to(tl.float32)[None, :]
     return z
 
 
-@triton.jit
-def _forward(
-    x, weight, bias, y, height, width, channels, HAS_BIAS: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK: tl.constexpr
+@triton.jit(do_not_specialize=_SIZES)
+def _convolved(
+    x,
+    weight,
+    bias,
+    y,
+    batch,
+    height,
+    width,
+    channels,
+    rows,
+    HAS_BIAS: tl.constexpr,
+    ADJOINT: tl.constexpr,
+    TOKENS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
-    """``y = silu(conv(x) + bias)``. Bytes: x in, ``s``, y out, ``s``; moved once, the neighbours from the caches."""
-    row, h, w = _row(tl.program_id(0), height, width, BLOCK_W)
-    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    z = _convolved(x, weight, bias, row, h, w, channel, height, width, channels, HAS_BIAS)
-    inside = (w < width)[:, None] & (channel < channels)[None, :]
-    place = (row * width + w)[:, None] * channels + channel[None, :]
-    tl.store(y + place, (z * sigmoid(z)).to(y.dtype.element_ty), mask=inside)
+    """``y = silu(conv(x) + bias)``; as ADJOINT, x convolved with the mirrored weights.
+
+    Bytes: x in, ``s``, y out, ``s``.
+    """
+    blocks, strips = tl.cdiv(channels, BLOCK), tl.cdiv(height, rows)
+    channel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    first = tl.program_id(0) // blocks % strips * rows
+    last = tl.minimum(first + rows, height)
+    number = tl.program_id(0) // blocks // strips
+    place, exists, left, right = _columns(number, batch, height, width, channels, channel, TOKENS)
+    top = _weights(weight, channel, channels, 0, ADJOINT)
+    middle = _weights(weight, channel, channels, 1, ADJOINT)
+    bottom = _weights(weight, channel, channels, 2, ADJOINT)
+    offset = _offset(bias, channel, channels, TOKENS, HAS_BIAS)
+    before = _row(x, first - 1, height, width, channels, place, exists, left, right)
+    row = _row(x, first, height, width, channels, place, exists, left, right)
+    here = _plus(_plus(offset, before, top), row, middle)
+    below = _plus(offset, row, top)
+    for h in tl.range(first, last, AHEAD):
+        for i in tl.static_range(AHEAD):
+            row = _row(x, h + i + 1, height, width, channels, place, exists, left, right)
+            z = _plus(here, row, bottom)
+            here = _plus(below, row, middle)
+            below = _plus(offset, row, top)
+            if not ADJOINT:
+                z *= _sigmoid(z)
+            inside = exists & _below(h + i, last)
+            tl.store(y + _at(place, h + i, width, channels), z.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
-def _pushed(
+@triton.jit(do_not_specialize=_SIZES)
+def _differentiated(
     dy,
     x,
     weight,
     bias,
     dz,
-    shares,
+    sums,
+    batch,
     height,
     width,
     channels,
+    rows,
+    items,
+    programs,
     HAS_BIAS: tl.constexpr,
-    BLOCK_W: tl.constexpr,
+    TOKENS: tl.constexpr,
     BLOCK: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
-    """dz, and a program's shares (10, C) of the gradients: nine of the weight, one of the bias.
+    """dz, and a program's part (10, C) of the gradients: nine of the weight, one of the bias.
 
-    Bytes: x and dy in, ``2s``, dz out, ``4``, shares out, ``40 / BLOCK_W``; moved once, the neighbours from the caches.
+    Program p of a block of channels walks through the items p, p + programs, …; an item is a strip of some columns.
+
+    Bytes: x and dy in, ``2s``, dz out, ``s``.
     """
-    row, h, w = _row(tl.program_id(0), height, width, BLOCK_W)
-    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    exists = channel < channels
-    z = _convolved(x, weight, bias, row, h, w, channel, height, width, channels, HAS_BIAS)
-    inside = (w < width)[:, None] & exists[None, :]
-    place = (row * width + w)[:, None] * channels + channel[None, :]
-    s = sigmoid(z)
-    d = tl.load(dy + place, mask=inside, other=0.0).to(tl.float32) * s * (1.0 + z * (1.0 - s))
-    tl.store(dz + place, d, mask=inside)
-    shares += tl.program_id(0).to(tl.int64) * 10 * channels + channel
-    for i in tl.static_range(3):
-        for j in tl.static_range(3):
-            u = _neighbours(x, row, h, w, channel, i - 1, j - 1, height, width, channels)
-            tl.store(shares + (i * 3 + j) * channels, tl.sum(d * u, 0), mask=exists)
-    tl.store(shares + 9 * channels, tl.sum(d, 0), mask=exists)
+    blocks, strips = tl.cdiv(channels, BLOCK), tl.cdiv(height, rows)
+    channel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    program = tl.program_id(0) // blocks
+    top = _weights(weight, channel, channels, 0, False)
+    middle = _weights(weight, channel, channels, 1, False)
+    bottom = _weights(weight, channel, channels, 2, False)
+    offset = _offset(bias, channel, channels, TOKENS, HAS_BIAS)
+    zero = tl.zeros([TOKENS, BLOCK], tl.float32)
+    s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
+    for item in tl.range(program, items, programs):
+        first = item % strips * rows
+        last = tl.minimum(first + rows, height)
+        place, exists, left, right = _columns(item // strips, batch, height, width, channels, channel, TOKENS)
+        above = _row(x, first - 1, height, width, channels, place, exists, left, right)
+        here = _row(x, first, height, width, channels, place, exists, left, right)
+        for h in tl.range(first, last, AHEAD):
+            for i in tl.static_range(AHEAD):
+                below = _row(x, h + i + 1, height, width, channels, place, exists, left, right)
+                at = _at(place, h + i, width, channels)
+                inside = exists & _below(h + i, last)
+                slope = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
+                z = _plus(_plus(_plus(offset, above, top), here, middle), below, bottom)
+                s = _sigmoid(z)
+                d = slope * s * tl.fma(z, 1.0 - s, 1.0)
+                tl.store(dz + at, d.to(dz.dtype.element_ty), mask=inside)
+                s0, s1, s2 = tl.fma(d, above[0], s0), tl.fma(d, above[1], s1), tl.fma(d, above[2], s2)
+                s3, s4, s5 = tl.fma(d, here[0], s3), tl.fma(d, here[1], s4), tl.fma(d, here[2], s5)
+                s6, s7, s8 = tl.fma(d, below[0], s6), tl.fma(d, below[1], s7), tl.fma(d, below[2], s8)
+                s9 += d
+                above, here = here, below
+    sums += program * 10 * channels + channel
+    total = tl.reduce((s0, s1, s2, s3, s4, s5, s6, s7, s8, s9), 0, _plus_ten)
+    for i in tl.static_range(10):
+        tl.store(sums + i * channels, total[i], mask=channel < channels)
 
 
-@triton.jit
-def _spread(dz, weight, dx, height, width, channels, BLOCK_W: tl.constexpr, BLOCK: tl.constexpr):
-    """dx: dz convolved with the mirrored weights. Bytes: dz in, ``4``, dx out, ``s``; moved once, as above."""
-    row, h, w = _row(tl.program_id(0), height, width, BLOCK_W)
-    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    exists = channel < channels
-    d = tl.zeros([BLOCK_W, BLOCK], tl.float32)
-    for i in tl.static_range(3):
-        for j in tl.static_range(3):
-            factor = tl.load(weight + channel * 9 + (i * 3 + j), mask=exists, other=0.0).to(tl.float32)
-            neighbours = _neighbours(dz, row, h, w, channel, 1 - i, 1 - j, height, width, channels)
-            d = tl.fma(factor[None, :], neighbours, d)
-    place = (row * width + w)[:, None] * channels + channel[None, :]
-    tl.store(dx + place, d.to(dx.dtype.element_ty), mask=(w < width)[:, None] & exists[None, :])
-
-
-def _grid(x: Tensor) -> tuple[tuple[int, int], dict[str, int], int]:
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, adjoint: bool) -> Tensor:
     batch, height, width, channels = x.shape
-    columns, block, warps = TILE
-    grid = (batch * height * triton.cdiv(width, columns), triton.cdiv(channels, block))
-    return grid, {"BLOCK_W": columns, "BLOCK": block}, warps
+    tokens, block, warps, ahead = FORWARD_TILE
+    y = torch.empty_like(x)
+    programs = triton.cdiv(batch * width, tokens) * triton.cdiv(height, ROWS) * triton.cdiv(channels, block)
+    operands: tuple[Any, ...] = (x, weight, weight if bias is None else bias, y, *x.shape, ROWS)
+    constants = {"HAS_BIAS": bias is not None, "ADJOINT": adjoint, "TOKENS": tokens, "BLOCK": block, "AHEAD": ahead}
+    launch(_convolved, (programs,), operands, warps, **constants)
+    return y
 
 
 def depthwise_silu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """See `vmamba.ops.depthwise_silu`; not for float64."""
-    x, weight = x.contiguous(), weight.contiguous()
-    y = torch.empty_like(x)
-    grid, sizes, warps = _grid(x)
-    operands: tuple[Any, ...] = (x, weight, weight if bias is None else bias, y, *x.shape[1:])
-    launch(_forward, grid, operands, warps, HAS_BIAS=bias is not None, **sizes)
-    return y
+    return _convolve(x.contiguous(), weight.contiguous(), bias, adjoint=False)
 
 
 def depthwise_silu_backward(
@@ -146,12 +244,14 @@ def depthwise_silu_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients for (x, weight, bias), the first of x's dtype, the others float32."""
     dy, x, weight = dy.contiguous(), x.contiguous(), weight.contiguous()
-    channels = x.shape[3]
-    grid, sizes, warps = _grid(x)
-    dz, dx = torch.empty_like(x, dtype=torch.float32), torch.empty_like(x)
-    shares = x.new_empty((grid[0], 10, channels), dtype=torch.float32)
-    operands: tuple[Any, ...] = (dy, x, weight, weight if bias is None else bias, dz, shares, *x.shape[1:])
-    launch(_pushed, grid, operands, warps, HAS_BIAS=bias is not None, **sizes)
-    launch(_spread, grid, (dz, weight, dx, *x.shape[1:]), warps, **sizes)
-    total = shares.sum(0)
-    return dx, total[:9].T.reshape(weight.shape), total[9].clone()
+    batch, height, width, channels = x.shape
+    tokens, block, warps, ahead = BACKWARD_TILE
+    blocks = triton.cdiv(channels, block)
+    items = triton.cdiv(batch * width, tokens) * triton.cdiv(height, ROWS)
+    programs = torch.sym_min(items, max(1, PROGRAMS // blocks))
+    dz, sums = torch.empty_like(x), x.new_empty((programs, 10, channels), dtype=torch.float32)
+    operands: tuple[Any, ...] = (dy, x, weight, weight if bias is None else bias, dz, sums, *x.shape, ROWS)
+    constants = {"HAS_BIAS": bias is not None, "TOKENS": tokens, "BLOCK": block, "AHEAD": ahead}
+    launch(_differentiated, (programs * blocks,), (*operands, items, programs), warps, **constants)
+    total = sums.sum(0)
+    return _convolve(dz, weight, None, adjoint=True), total[:9].T.reshape(weight.shape), total[9].clone()
