@@ -18,6 +18,7 @@ from vmamba.compat.standins import (
     selective_scan_cuda_ndstate,
     selective_scan_cuda_nrow,
     selective_scan_cuda_oflex,
+    selective_scan_cuda_oflex_rh,
 )
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias")
@@ -141,3 +142,35 @@ def test_mamba_without_gate() -> None:
     out, x = selective_scan_cuda.fwd(*without, True)
     assert relative_error(out, expected) < 1e-5
     check(selective_scan_cuda.bwd(*without, dout, x, None, None, True, False), grads, o, 1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("states", [1, 3])
+def test_states_instead_of_outputs(states: int, dtype: torch.dtype) -> None:
+    """Spatial-Mamba's extension: every state is the output of a scan with that state alone and C = 1."""
+    o = operands(dtype=dtype, states=states)
+    del o["C"]
+    names = ("u", "delta", "A", "B", "delta_bias")
+    leaves = {name: o[name].double().requires_grad_() for name in names}
+    u, delta, A, B, bias = leaves.values()
+    alone = [slice(n, n + 1) for n in range(states)]
+    scans = [
+        selective_scan_ref(u, delta, A[:, n], B[:, :, n], torch.ones_like(B[:, :, n]), None, None, bias, True)
+        for n in alone
+    ]
+    expected = torch.stack(scans, dim=2)
+    dout = torch.randn(2, 4, states, 9)
+    grads = torch.autograd.grad(expected, list(leaves.values()), dout.double())
+    given = (o["u"], o["delta"], o["A"], o["B"], o["D"], o["delta_bias"], True, 1)
+    out, x = selective_scan_cuda_oflex_rh.fwd(*given, True)
+    assert out.dtype == torch.float32
+    assert relative_error(out, expected) < 1e-5
+    assert relative_error(x[:, :, -1, 1::2], expected[..., -1]) < 1e-5
+    assert selective_scan_cuda_oflex_rh.fwd(*given, False)[0].dtype == dtype
+    *got, dD, dbias = selective_scan_cuda_oflex_rh.bwd(*given[:6], dout, x, True, 1)
+    assert dD is not None
+    assert not dD.any()
+    for name, gradient, exact in zip(names, [*got, dbias], grads, strict=True):
+        assert gradient is not None, name
+        assert (gradient.shape, gradient.dtype) == (o[name].shape, o[name].dtype), name
+        assert relative_error(gradient, exact) < (1e-4 if dtype == torch.float32 else 1e-2), name

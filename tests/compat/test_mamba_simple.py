@@ -114,3 +114,30 @@ def test_bidirectional(halved: bool) -> None:
         Mamba(24, bimamba_type="v2", layer_idx=0)(x, SimpleNamespace(seqlen_offset=0, key_value_memory_dict={}))
     with pytest.raises(ValueError, match="bimamba_type must be"):
         Mamba(24, bimamba_type="v9")
+
+
+def test_across_slices() -> None:
+    """SegMamba's third scan: the ordinary block on the tokens in the order of their place within their slice."""
+    torch.manual_seed(0)
+    three = Mamba(24, d_state=5, bimamba_type="v3", nslices=4)
+    for parameter in three.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    own = three.state_dict()
+    two = Mamba(24, d_state=5, bimamba_type="v2")
+    two.load_state_dict({name: own[name] for name in two.state_dict()})
+    one = Mamba(24, d_state=5)
+    one.load_state_dict({name: own[_of_slices(name)] for name in one.state_dict()})
+    x = torch.randn(2, 12, 24)
+    order = torch.arange(12).view(4, 3).T.flatten()  # 0, 3, 6, 9, 1, 4 …
+    across = torch.empty_like(x)
+    across[:, order] = one(x[:, order])
+    assert relative_error(three(x), two(x) + across) < 1e-5
+    with pytest.raises(ValueError, match="11 tokens do not make nslices = 4 equal slices"):
+        three(x[:, :11])
+
+
+def _of_slices(name: str) -> str:
+    layer, _, rest = name.partition(".")
+    if layer in ("in_proj", "out_proj"):
+        return name
+    return {"A_log": "A_s_log"}.get(layer, f"{layer}_s") + (f".{rest}" if rest else "")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from support.golden import relative_error
-from vmamba.ops import orders, scan_routes, ss2d_scan
+from vmamba.ops import orders, scan_routes, ss2d_scan, use_backend
 
 NAMES = ("x", "dbc", "dt_weight", "A", "D", "dt_bias")
 
@@ -71,23 +71,23 @@ ORDERS = {
 }
 
 
+@pytest.mark.parametrize("backend", ["native", "chunked"])
 @pytest.mark.parametrize("name", ORDERS)
-def test_against_the_loop(name: str) -> None:
+def test_against_the_loop(name: str, backend: str) -> None:
     order = ORDERS[name]
     inputs = operands(order.shape[-2])
     expected = loop(*inputs, order)
-    y = scan_routes(*inputs, order, reduce=None)
-    assert y.shape == (2, order.shape[-2], 5, 7, 4)
-    torch.testing.assert_close(y.flatten(2, 3), expected)
-    total = scan_routes(*inputs, order.int())
-    torch.testing.assert_close(total.flatten(1, 2), expected.sum(1))
-
-    cotangent = torch.randn_like(total)
-    grads = torch.autograd.grad(total, inputs, cotangent)
     zero = sum(t.sum() for t in inputs) * 0  # where nothing but padding is visited the loop touches no operand
-    truths = torch.autograd.grad(expected.sum(1) + zero, inputs, cotangent.flatten(1, 2))
-    for label, gradient, truth in zip(NAMES, grads, truths, strict=True):
-        torch.testing.assert_close(gradient, truth, msg=lambda text, label=label: f"{label}: {text}")
+    with use_backend(backend):
+        for reduce, truth in (("sum", expected.sum(1)), (None, expected)):
+            y = scan_routes(*inputs, order.int(), reduce)
+            assert y.shape == (2, *([order.shape[-2]] if reduce is None else []), 5, 7, 4)
+            torch.testing.assert_close(y.flatten(-3, -2), truth)
+            cotangent = torch.randn_like(y)
+            grads = torch.autograd.grad(y, inputs, cotangent)
+            truths = torch.autograd.grad(truth + zero, inputs, cotangent.flatten(-3, -2), retain_graph=True)
+            for label, gradient, exact in zip(NAMES, grads, truths, strict=True):
+                torch.testing.assert_close(gradient, exact, msg=lambda text, label=label: f"{label}: {text}")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -124,21 +124,62 @@ def test_sequences_of_tokens() -> None:
     torch.testing.assert_close(scan_routes(*flat, order, None), scan_routes(*inputs, order, None).flatten(2, 3))
 
 
-def test_routes_may_share_what_they_read() -> None:
+@pytest.mark.parametrize("backend", ["native", "chunked"])
+def test_routes_may_share_what_they_read(backend: str) -> None:
     inputs = operands(2)
     x, dbc, *parameters = inputs
     one = dbc[..., 0, :]
     order = ORDERS["windows 3, both ways"]
-    expected = scan_routes(x, one.unsqueeze(3).expand(-1, -1, -1, 2, -1), *parameters, order)
-    torch.testing.assert_close(scan_routes(x, one, *parameters, order), expected)
-    flat = scan_routes(x.flatten(1, 2), one.flatten(1, 2), *parameters, order)
+    with use_backend(backend):
+        expected = scan_routes(x, one.unsqueeze(3).expand(-1, -1, -1, 2, -1), *parameters, order)
+        y = scan_routes(x, one, *parameters, order)
+        torch.testing.assert_close(y, expected)
+        flat = scan_routes(x.flatten(1, 2), one.flatten(1, 2), *parameters, order)
     torch.testing.assert_close(flat, expected.flatten(1, 2))
+    truths = torch.autograd.grad(expected.pow(2).sum(), inputs)
+    for gradient, truth in zip(torch.autograd.grad(y.pow(2).sum(), inputs), truths, strict=True):
+        torch.testing.assert_close(gradient, truth)
 
 
 def test_second_derivatives() -> None:
     inputs = operands(1, 1, 2, 2)
     order = torch.tensor([[0, -1, 3, 2]])
     assert torch.autograd.gradgradcheck(lambda *t: scan_routes(*t, order), inputs, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")  # loads forward mode's own formulas
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_other_derivatives_and_transforms() -> None:
+    inputs = operands(2, 2, 2, 3)
+    order = torch.tensor([[0, -1, 3, 2], [5, 4, 1, 1]])
+    x, *rest = primals = [t.detach() for t in inputs]
+    tangents = [torch.randn_like(t) for t in primals]
+    derivative = torch.func.jvp(lambda *t: scan_routes(*t, order, None), tuple(primals), tuple(tangents))[1]
+    step = 1e-5
+    ends = [
+        scan_routes(*(t + s * step * v for t, v in zip(primals, tangents, strict=True)), order, None) for s in (1, -1)
+    ]
+    assert relative_error(derivative, (ends[0] - ends[1]) / (2 * step)) < 1e-6
+    images = torch.stack([x, 2 * x, -x])
+    mapped = torch.func.vmap(lambda x: scan_routes(x, *rest, order))(images)
+    torch.testing.assert_close(mapped, torch.stack([scan_routes(x, *rest, order) for x in images]))
+
+
+def test_an_empty_batch() -> None:
+    inputs = operands(2, 0)
+    for reduce, shape in (("sum", (0, 5, 7, 4)), (None, (0, 2, 5, 7, 4))):
+        y = scan_routes(*inputs, ORDERS["windows 3, both ways"], reduce)
+        assert y.shape == shape
+        grads = torch.autograd.grad(y.sum(), inputs)
+        assert [g.shape for g in grads] == [t.shape for t in inputs]
+        assert not any(g.any() for g in grads)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
+@pytest.mark.parametrize("by_route", [False, True])
+def test_opcheck(by_route: bool) -> None:
+    inputs = operands(2, dtype=torch.float32)
+    torch.library.opcheck(torch.ops.vmamba.scan_routes, (*inputs, ORDERS["strided"][:2], by_route))
 
 
 class Scan(nn.Module):

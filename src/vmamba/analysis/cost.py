@@ -129,6 +129,12 @@ def ss2d_macs(x: Any, dbc: Any, dt_weight: Any, A: Any, *_: Any, **__: Any) -> i
     return scan_flops(tokens, channels, A[2], skip=True) + tokens * channels * rank
 
 
+def _routes_macs(x: Any, dbc: Any, dt_weight: Any, A: Any, D: Any, dt_bias: Any, order: Any, *_: Any, **__: Any) -> int:
+    visits = x[0] * order[-2] * order[-1]
+    macs: int = scan_flops(visits, x[-1], A[2], skip=True) + visits * x[-1] * dt_weight[2]
+    return macs
+
+
 def _norm_macs(weight: int) -> _Formula:
     """4 per element; 5 where the operand at this position is a tensor (only those have a shape)."""
     return lambda x, *args, **_: math.prod(x) * (5 if args[weight - 1] is not None else 4)
@@ -140,6 +146,7 @@ def _batch_norm_macs(x: Any, weight: Any, *_: Any, **__: Any) -> int:
 
 _SCANS: dict[Any, _Formula] = {
     torch.ops.vmamba.ss2d_scan: ss2d_macs,
+    torch.ops.vmamba.scan_routes: _routes_macs,
     torch.ops.vmamba.selective_scan: _registered(torch.ops.vmamba.selective_scan, flops_per_mac=1),
 }
 _NORMS: dict[Any, _Formula] = {

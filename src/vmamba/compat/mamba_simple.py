@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from vmamba.ops import selective_scan
 
+#: Sets of parameters of each `bimamba_type`, by the ends of their names.
+_DIRECTIONS = {"none": ("",), "v2": ("", "_b"), "v3": ("", "_b", "_s")}
+
 
 class Mamba(nn.Module):
     """Mamba's block on sequences, (B, L, d_model) → (B, L, d_model) (Gu and Dao, "Mamba", 2023, figure 3).
@@ -18,7 +21,9 @@ class Mamba(nn.Module):
     Constructor, entries of the state dict, start values and inference cache are those of ``mamba_ssm``, so that its
     checkpoints load; the scan is `vmamba.ops.selective_scan`. With `bimamba_type="v2"` it is the bidirectional block of
     Vision Mamba (Zhu et al., 2024): the sequence is also scanned backward with parameters of its own, ``conv1d_b``,
-    ``x_proj_b``, ``dt_proj_b``, ``A_b_log``, ``D_b``, and the two outputs are summed before the last projection.
+    ``x_proj_b``, ``dt_proj_b``, ``A_b_log``, ``D_b``, and the two outputs are summed before the last projection. With
+    ``"v3"`` it is SegMamba's (Xing et al., 2024): a third scan, with ``conv1d_s`` …, goes across `nslices` slices of
+    equal length, from the first token of every slice to their last.
 
     Args:
         d_model: Channels.
@@ -37,9 +42,10 @@ class Mamba(nn.Module):
         layer_idx: Key of this layer in the inference cache.
         device: Where to create the parameters.
         dtype: Their dtype; `A_log` and `D` are float32.
-        bimamba_type: ``"none"`` or ``"v2"``.
+        bimamba_type: ``"none"``, ``"v2"`` or ``"v3"``.
         if_divide_out: Halve the sum of the two directions.
         init_layer_scale: Start of a factor per channel of the output, `gamma`; None for no such factor.
+        nslices: Slices of a sequence, for ``"v3"``.
     """
 
     conv1d: nn.Conv1d
@@ -69,15 +75,16 @@ class Mamba(nn.Module):
         bimamba_type: str = "none",
         if_divide_out: bool = False,
         init_layer_scale: float | None = None,
+        nslices: int = 5,
     ) -> None:
         super().__init__()
-        if bimamba_type not in ("none", "v2"):
-            raise ValueError(f"Mamba: bimamba_type must be 'none' or 'v2', got {bimamba_type!r}")
+        if bimamba_type not in _DIRECTIONS:
+            raise ValueError(f"Mamba: bimamba_type must be 'none', 'v2' or 'v3', got {bimamba_type!r}")
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
         self.d_inner = inner = int(expand * d_model)
         self.dt_rank = math.ceil(d_model / 16) if isinstance(dt_rank, str) else dt_rank
-        self.use_fast_path, self.layer_idx = use_fast_path, layer_idx
+        self.use_fast_path, self.layer_idx, self.nslices = use_fast_path, layer_idx, nslices
 
         self.bimamba_type, self.if_divide_out, self.init_layer_scale = bimamba_type, if_divide_out, init_layer_scale
         self.activation = "silu"
@@ -86,7 +93,7 @@ class Mamba(nn.Module):
             self.gamma = nn.Parameter(torch.full((d_model,), float(init_layer_scale), **factory))
 
         self.in_proj = nn.Linear(d_model, 2 * inner, bias=bias, **factory)
-        for suffix in ("", "_b") if bimamba_type == "v2" else ("",):
+        for suffix in _DIRECTIONS[bimamba_type]:
             conv = nn.Conv1d(inner, inner, d_conv, groups=inner, padding=d_conv - 1, bias=conv_bias, **factory)
             self.add_module(f"conv1d{suffix}", conv)
             self.add_module(f"x_proj{suffix}", nn.Linear(inner, self.dt_rank + 2 * d_state, bias=False, **factory))
@@ -125,9 +132,14 @@ class Mamba(nn.Module):
                 F.pad(x, (self.d_conv - x.shape[-1], 0))
             )  # the last d_conv inputs; cuts where there are more
             ssm_state.copy_(last)
-        if self.bimamba_type == "v2":
+        if self.bimamba_type != "none":
             y = y + self._mix(x.flip(-1), z.flip(-1), "_b")[0].flip(-1)
             y = y / 2 if self.if_divide_out else y
+        if self.bimamba_type == "v3":
+            if x.shape[-1] % self.nslices:
+                raise ValueError(f"Mamba: {x.shape[-1]} tokens do not make nslices = {self.nslices} equal slices")
+            x, z = (t.unflatten(-1, (self.nslices, -1)).mT.flatten(-2) for t in (x, z))
+            y = y + self._mix(x, z, "_s")[0].unflatten(-1, (-1, self.nslices)).mT.flatten(-2)
         out = self.out_proj(y.transpose(1, 2))
         return out if self.init_layer_scale is None else out * self.gamma
 

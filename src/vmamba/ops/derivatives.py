@@ -128,7 +128,7 @@ def has_tangent(*operands: Any) -> bool:
 def _pull_back(plain: Callable[..., Any], results: int, *arguments: Any) -> tuple[Any, ...]:
     """Gradients of `plain` for its operands, from those of its results, which come first."""
     gradients, operands = arguments[:results], list(arguments[results:])
-    places = [i for i, operand in enumerate(operands) if isinstance(operand, Tensor)]
+    places = [i for i, operand in enumerate(operands) if isinstance(operand, Tensor) and operand.is_floating_point()]
 
     def of_tensors(*tensors: Tensor) -> Any:
         for i, tensor in zip(places, tensors, strict=True):

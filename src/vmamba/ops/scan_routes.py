@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
-from vmamba.ops.checks import check_operands
-from vmamba.ops.operands import accumulation_dtype
-from vmamba.ops.selective_scan import selective_scan
+from vmamba.ops.backends import is_decomposed, select
+from vmamba.ops.custom_op import define
+from vmamba.ops.derivatives import register_derivatives
+from vmamba.ops.gathered_scan import gathered_scan
+from vmamba.ops.operands import RoutesOperands
+from vmamba.ops.selective_scan import scan_flops
 
-_INDEX_DTYPES = (torch.int64, torch.int32)
+_OPERANDS = "Tensor x, Tensor dbc, Tensor dt_weight, Tensor A, Tensor D, Tensor dt_bias, Tensor order, bool by_route"
 
 
 def scan_routes(
@@ -36,9 +40,10 @@ def scan_routes(
     nothing to the state, which decays all the same, and has no output. A route that leaves a token out gives it zero,
     one that comes to it twice the sum.
 
-    Any order is possible (`vmamba.ops.orders` has some); where the patterns of `ss2d_scan` do, it is the faster one,
-    since tokens are copied along the routes here. Made of PyTorch's operations around `selective_scan`. State, Δ and
-    sums are float32, or float64 for float64 x.
+    Any order is possible (`vmamba.ops.orders` has some). On a CPU the native kernels read and write through the order;
+    elsewhere, and in exported programs, tokens are copied along the routes, by PyTorch's operations around
+    `selective_scan`, so that `ss2d_scan` is faster where its patterns do. State, Δ and sums are float32, or float64
+    for float64 x.
 
     Args:
         x: Features, (B, H, W, D) or (B, T, D), any floating dtype.
@@ -59,85 +64,94 @@ def scan_routes(
         ValueError: For shapes that do not fit, another `reduce`, operands on different devices, or indices outside of
             the image (on a CPU; on other devices they are PyTorch's to notice).
     """
-    grid = "H W" if getattr(x, "ndim", 4) == 4 else "T"
-    shared = getattr(dbc, "ndim", 0) == getattr(x, "ndim", 0)
-    sizes = check_operands(
-        "scan_routes",
-        {
-            "x": (x, f"B {grid} D"),
-            "dt_weight": (dt_weight, "K D R"),
-            "A": (A, "K D N"),
-            "D": (D, "K D"),
-            "dt_bias": (dt_bias, "K D"),
-            "dbc": (dbc, f"B {grid} R+2N" if shared else f"B {grid} K R+2N"),
-        },
-    )
     if reduce not in ("sum", None):
         raise ValueError(f"scan_routes: reduce must be 'sum' or None, got {reduce!r}")
-    batch, channels, routes, rank, states = (sizes[name] for name in ("B", "D", "K", "R", "N"))
-    shape = x.shape[1:-1]
-    x = x.flatten(1, -2)
-    tokens = x.shape[1]
-    _check_order(order, batch, routes, tokens, x.device)
-
-    dtype, route = accumulation_dtype(x.dtype), torch.arange(routes, device=x.device)[:, None]
-    sample = torch.arange(batch, device=x.device)[:, None, None]
-    padding = order < 0
-    place = torch.where(padding, batch * tokens, order + sample * tokens)  # (B, K, L), rows of x
-
-    along = _rows(x.reshape(batch * tokens, channels), place)  # (B, K, L, D)
-    if not shared:
-        place = torch.where(padding, batch * tokens * routes, (order + sample * tokens) * routes + route)
-    parts = _rows(dbc.reshape(-1, dbc.shape[-1]), place).to(dtype)  # (B, K, L, R+2N)
-    low_rank, b, c = parts.split([rank, states, states], dim=-1)
-    with _full_precision(x.device):
-        delta = dt_weight.to(dtype) @ low_rank.mT  # (B, K, D, L)
-    y = selective_scan(
-        along.to(dtype).mT.flatten(1, 2),
-        delta.flatten(1, 2),
-        A.to(dtype).flatten(0, 1),
-        b.mT,
-        c.mT,
-        D.flatten(),
-        delta_bias=dt_bias.flatten(),
-        delta_softplus=True,
-    )
-    assert isinstance(y, Tensor)
-    y = y.unflatten(1, (routes, channels)).mT.reshape(-1, channels)  # (B·K·L, D)
-
-    count = 1 if reduce else routes  # of maps
-    place = (order + sample * (tokens * count)) if reduce else (order + (sample * routes + route) * tokens)
-    place = torch.where(padding, batch * count * tokens, place)
-    maps = y.new_zeros(batch * count * tokens + 1, channels).index_add(0, place.flatten(), y)[:-1].to(x.dtype)
-    return maps.view(batch, *shape, channels) if reduce else maps.view(batch, routes, *shape, channels)
+    operands = RoutesOperands(x, dbc, dt_weight, A, D, dt_bias, order, reduce is None)
+    if _is_native(operands):
+        y: Tensor = torch.ops.vmamba.scan_routes(*operands)
+        return y
+    operands.check()
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        operands.check_indices()
+    return gathered_scan(operands)
 
 
-def _rows(table: Tensor, place: Tensor) -> Tensor:
-    """Rows of a table, and zeros for the index after its last."""
-    table = torch.cat([table, table.new_zeros(1, table.shape[1])])
-    return table.index_select(0, place.flatten()).view(*place.shape, -1)
+def _is_native(operands: RoutesOperands) -> bool:
+    """True if the native kernels answer, in eager mode and in graphs compiled for this machine."""
+    if not all(isinstance(t, Tensor) and t.device.type == "cpu" for t in operands[:7]):
+        return False
+    return not (torch.compiler.is_exporting() or is_decomposed()) and select(operands.x.device).name == "native"
 
 
-def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Keep autocast from rounding Δ, as it cannot inside an operator."""
-    active = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
-    return torch.autocast(device.type, enabled=False) if active else contextlib.nullcontext()
+def _run(*arguments: Any) -> Tensor:
+    operands = RoutesOperands(*arguments)
+    operands.check()
+    operands.check_indices()
+    if operands.x.shape[0] == 0:
+        return gathered_scan(operands)
+    from vmamba.ops.backends import native
+
+    return native.scan_routes(operands)
 
 
-def _check_order(order: Tensor, batch: int, routes: int, tokens: int, device: torch.device) -> None:
-    if not isinstance(order, Tensor) or order.dtype not in _INDEX_DTYPES:
-        kind = order.dtype if isinstance(order, Tensor) else type(order).__name__
-        raise TypeError(f"scan_routes: order must be a tensor of int64 or int32, got {kind}")
-    if order.device != device:
-        raise ValueError(f"scan_routes: order is on {order.device}, the first operand on {device}")
-    if order.ndim not in (2, 3) or order.shape[-2] != routes or (order.ndim == 3 and order.shape[0] != batch):
-        raise ValueError(
-            f"scan_routes: order must have shape (K, L) or (B, K, L) with K = {routes} and B = {batch}, "
-            f"got {tuple(order.shape)}"
-        )
-    if order.shape[-1] == 0:
-        raise ValueError("scan_routes: the routes of order are empty")
-    if device.type == "cpu" and not torch.compiler.is_compiling():
-        low, high = order.aminmax()
-        if low < -1 or high >= tokens:
-            raise ValueError(f"scan_routes: order must be from -1 to {tokens - 1}, got {int(low)} to {int(high)}")
+def _run_backward(dy: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    operands = RoutesOperands(*arguments)
+    operands.check(dy)
+    operands.check_indices()
+    if operands.x.shape[0] == 0:
+        return tuple(torch.zeros_like(t, memory_format=torch.contiguous_format) for t in operands[:6])
+    from vmamba.ops.backends import native
+
+    grads = native.scan_routes_backward(dy, operands)
+    return tuple(g.to(t.dtype).contiguous() for g, t in zip(grads, operands[:6], strict=True))
+
+
+_GRADIENTS = "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor"
+_scan_routes = define("scan_routes", f"({_OPERANDS}) -> Tensor", _run)
+_scan_routes_backward = define("scan_routes_backward", f"(Tensor dy, {_OPERANDS}) -> ({_GRADIENTS})", _run_backward)
+
+
+@_scan_routes.register_fake
+def _(*arguments: Any) -> Tensor:
+    operands = RoutesOperands(*arguments)
+    operands.check()
+    x = operands.x
+    return x.new_empty(x.shape[0], operands.A.shape[0], *x.shape[1:]) if operands.by_route else x.new_empty(x.shape)
+
+
+@_scan_routes_backward.register_fake
+def _(dy: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    operands = RoutesOperands(*arguments)
+    operands.check(dy)
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in operands[:6])
+
+
+def _plain(*arguments: Any) -> Tensor:
+    return gathered_scan(RoutesOperands(*arguments))
+
+
+def _plain_backward(dy: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    pull = torch.func.vjp(lambda *tensors: _plain(*tensors, *arguments[6:]), *arguments[:6])[1]
+    return tuple(pull(dy))
+
+
+def _backward(dy: Tensor, *operands: Any) -> tuple[Tensor, ...]:
+    grads: tuple[Tensor, ...] = torch.ops.vmamba.scan_routes_backward(dy, *operands)
+    return grads
+
+
+register_derivatives(_scan_routes, _plain, _backward)
+register_derivatives(_scan_routes_backward, _plain_backward)
+
+
+@register_flop_formula(torch.ops.vmamba.scan_routes)
+def _flops(x: Any, dbc: Any, dt_weight: Any, A: Any, D: Any, dt_bias: Any, order: Any, *_: Any, **__: Any) -> int:
+    visits: int = x[0] * order[-2] * order[-1]
+    projection: int = 2 * visits * x[-1] * dt_weight[2]
+    return scan_flops(visits, x[-1], A[2], skip=True) + projection
+
+
+@register_flop_formula(torch.ops.vmamba.scan_routes_backward, get_raw=True)
+def _backward_flops(dy: Tensor, *operands: Any, **_: Any) -> int:
+    forward: int = _flops(*operands)
+    return 3 * forward  # the states again, then twice the forward as for a matrix product

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from vmamba.errors import OptionError
-from vmamba.ops import backends, select, selective_scan, ss2d_scan, use_backend
+from vmamba.ops import backends, orders, select, selective_scan, ss2d_scan, use_backend
 from vmamba.ops.backends import native, reference
 from vmamba.ops.backends.native import _native
-from vmamba.ops.operands import SelectiveScanOperands, SS2DOperands
+from vmamba.ops.gathered_scan import gathered_scan
+from vmamba.ops.operands import RoutesOperands, SelectiveScanOperands, SS2DOperands
 from vmamba.ops.routes import PATTERNS, Route
 
 STORAGE = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -368,3 +369,46 @@ def test_routes_are_encoded_as_the_kernels_read_them() -> None:
         2,
         4,
     ]
+
+
+def routes_operands(
+    *, channels: int = 20, routes: int = 3, states: int = 2, shared: bool = False, dtype: torch.dtype = torch.float32
+) -> RoutesOperands:
+    """Tokens 7×9; the order has windows, padding, tokens left out and tokens that come twice."""
+    x, dbc, *parameters = image_operands((7, 9), channels=channels, states=states, dtype=dtype)
+    weight, A, D, bias = (t.repeat(3, *(1,) * (t.ndim - 1))[:routes] for t in parameters)
+    dbc = dbc[:, :, :, 0] if shared else dbc.repeat(1, 1, 1, 3, 1)[:, :, :, :routes]
+    order = torch.stack([orders.windows(7, 9, 4), *(torch.randint(-1, 63, (96,)) for _ in range(routes - 1))])
+    return RoutesOperands(x, dbc, weight, A, D, bias, order, True)
+
+
+@pytest.mark.usefixtures("_instruction_set")
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("channels", "routes", "states"), [(4, 1, 1), (20, 3, 2), (70, 9, 16)])
+@pytest.mark.parametrize("dtype", STORAGE)
+def test_routes(dtype: torch.dtype, channels: int, routes: int, states: int, shared: bool) -> None:
+    for by_route in (False, True):
+        operands = routes_operands(channels=channels, routes=routes, states=states, shared=shared, dtype=dtype)
+        operands = operands._replace(by_route=by_route)
+        exact = leaves(operands[:6])
+        with use_backend("reference"):
+            y = gathered_scan(RoutesOperands(*exact, *operands[6:]))
+        dy = torch.randn(y.shape, dtype=torch.float64).to(dtype)
+        assert_close("y", [native.scan_routes(operands)], [y], FORWARD[dtype])
+        expected = torch.autograd.grad(y, exact, dy.double())
+        grads = native.scan_routes_backward(dy, operands)
+        assert_close("x dbc dt_weight A D dt_bias", grads, expected, GRADIENT[dtype])
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_routes_do_not_depend_on_the_number_of_threads(threads: int) -> None:
+    operands = routes_operands(channels=70)
+    operands = operands._replace(order=torch.stack([operands.order, operands.order.flip(-1)]))  # one for each sample
+    usual = torch.get_num_threads()
+    results = []
+    for count in (1, threads):
+        torch.set_num_threads(count)
+        y = native.scan_routes(operands)
+        results.append([y, *native.scan_routes_backward(torch.ones_like(y), operands)])
+    torch.set_num_threads(usual)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

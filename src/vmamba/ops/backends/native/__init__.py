@@ -15,9 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vmamba.ops.operands import (
+    RoutesOperands,
     SelectiveScanGradients,
     SelectiveScanOperands,
     SS2DGradients,
@@ -176,3 +178,73 @@ def ss2d_scan_backward(dy: Tensor, operands: SS2DOperands) -> SS2DGradients:
         _addresses([dx, ddbc, ddt_weight, dA, dD, ddt_bias]),
     )
     return dx, ddbc, ddt_weight, dA, dD, ddt_bias
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Images, along routes given as an order.
+
+
+def scan_routes(operands: RoutesOperands) -> Tensor:
+    """See `vmamba.ops.scan_routes`."""
+    x, _, dt_weight, A, D, dt_bias, _, by_route = operands
+    dtype = accumulation_dtype(x.dtype)
+    rows, dbc, order = _with_padding(operands)
+    rows, dbc = _store(rows, dbc)
+    inputs = [rows, dbc, *_parameters(dtype, dt_weight, A, D, dt_bias), order]
+    maps = (rows.shape[0], A.shape[0]) if by_route else (rows.shape[0],)
+    y = torch.zeros(*maps, *rows.shape[1:], dtype=dtype)
+    _native.scan_routes(
+        _isa,
+        _STORAGE[rows.dtype],
+        torch.get_num_threads(),
+        _routes_sizes(operands, rows, order),
+        _addresses(inputs),
+        y.data_ptr(),
+    )
+    return _without_padding(y, x).to(x.dtype).view(*maps, *x.shape[1:])
+
+
+def scan_routes_backward(dy: Tensor, operands: RoutesOperands) -> SS2DGradients:
+    """Gradients for (x, dbc, dt_weight, A, D, dt_bias), in the accumulation dtype."""
+    x, dbc, dt_weight, A, D, dt_bias, _, by_route = operands
+    dtype = accumulation_dtype(x.dtype)
+    rows, padded, order = _with_padding(operands)
+    dy = dy.flatten(2, -2) if by_route else dy.flatten(1, -2)
+    rows, padded, dy = _store(rows, padded, F.pad(dy, (0, 0, 0, rows.shape[1] - dy.shape[-2])))
+    inputs = [rows, padded, *_parameters(dtype, dt_weight, A, D, dt_bias), order]
+    drows, dpadded = (torch.zeros(t.shape, dtype=dtype) for t in (rows, padded))
+    ddt_weight, dA, dD, ddt_bias = (torch.empty(t.shape, dtype=dtype) for t in (dt_weight, A, D, dt_bias))
+    _native.scan_routes_backward(
+        _isa,
+        _STORAGE[rows.dtype],
+        torch.get_num_threads(),
+        _routes_sizes(operands, rows, order),
+        _addresses(inputs),
+        dy.data_ptr(),
+        _addresses([drows, dpadded, ddt_weight, dA, dD, ddt_bias]),
+    )
+    tokens = x.shape[1:-1].numel()
+    dx, ddbc = drows[:, :tokens].reshape(x.shape), dpadded[:, :tokens].reshape(dbc.shape)
+    return dx, ddbc, ddt_weight, dA, dD, ddt_bias
+
+
+def _with_padding(operands: RoutesOperands) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens (B, T, D), their dbc, and the order in int64, which names a token of zeros at the end where it is -1."""
+    x, dbc, order = operands.x.flatten(1, -2), operands.dbc, operands.order.to(torch.int64)
+    dbc = dbc.flatten(1, operands.x.ndim - 2)
+    padding = order < 0
+    if padding.any():
+        order = torch.where(padding, x.shape[1], order)
+        x, dbc = (F.pad(t, (0, 0) * (t.ndim - 2) + (0, 1)) for t in (x, dbc))
+    return x, dbc, order.contiguous()
+
+
+def _without_padding(y: Tensor, x: Tensor) -> Tensor:
+    return y[..., : x.shape[1:-1].numel(), :].contiguous()
+
+
+def _routes_sizes(operands: RoutesOperands, rows: Tensor, order: Tensor) -> list[int]:
+    batch, tokens, channels = rows.shape
+    rank, states = operands.dt_weight.shape[2], operands.A.shape[2]
+    flags = [order.ndim == 3, operands.shares_rows, operands.by_route]
+    return [batch, tokens, 1, channels, rank, states, *order.shape[-2:], *map(int, flags)]

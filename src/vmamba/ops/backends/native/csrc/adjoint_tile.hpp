@@ -10,6 +10,13 @@
 
 namespace {
 
+// What becomes of dx.
+enum class Gradient {
+  kSet,    // dx = skip dy + …, the gradient for skip added to
+  kAdd,    // dx += …
+  kVisit,  // dx += skip dy + …, the gradient for skip added to
+};
+
 template <class T, class S>
 struct AdjointTile {
   int64_t count, width, states, valid;  // as in ScanTile
@@ -17,7 +24,7 @@ struct AdjointTile {
   const T* const* rows;
   const S* x;
   const S* dy;
-  T* dx;                  // set by the first route, added to by the others
+  T* dx;
   const int64_t* offset;  // of each token's row in x, dy and dx
   T* step;                // (count, w): z on entry
   T* slope;               // (count, w): softplus'(z)
@@ -33,7 +40,7 @@ struct AdjointTile {
   T* sums;   // (2N, kTile, lanes): db and dc before the sum over lanes, zero on entry
   T* dA;     // (N, w), these three added to
   T* dbias;  // (w)
-  T* dskip;  // (w), by the first route only
+  T* dskip;  // (w)
 };
 
 // softplus and its slope for token t.
@@ -88,7 +95,7 @@ VMAMBA_INLINE void states_again(const AdjointTile<T, S>& tile, int64_t n, int64_
 }
 
 // The adjoint of state n, from the last token to the first.
-template <bool one, bool set, int M, class T, class S>
+template <bool one, Gradient kind, int M, class T, class S>
 VMAMBA_INLINE void adjoint_of_state(const AdjointTile<T, S>& tile, int64_t n, int64_t at) {
   using V = Vec<T>;
   constexpr int lanes = kLanes<T>;
@@ -125,15 +132,16 @@ VMAMBA_INLINE void adjoint_of_state(const AdjointTile<T, S>& tile, int64_t n, in
       continue;
     }
     T* to = tile.dx + tile.offset[t] + at;
-    if (!set) load_row<T>(dx, to, tile.valid - at);
+    if (kind != Gradient::kSet) load_row<T>(dx, to, tile.valid - at);
     for (int j = 0; j < M; ++j) {
       V dz = fma(weighted[j], x[j], dstep[j]);
       if (tile.softplus) dz = dz * load(tile.slope + row + j * lanes);
       store(tile.dz + row + j * lanes, dz);
       dbias[j] += dz;
-      if (set) {
+      if (kind != Gradient::kAdd) {
+        const V skip = load(tile.skip + at + j * lanes);
         dskip[j] = fma(dy[j], x[j], dskip[j]);
-        dx[j] = load(tile.skip + at + j * lanes) * dy[j];
+        dx[j] = kind == Gradient::kVisit ? fma(skip, dy[j], dx[j]) : skip * dy[j];
       }
       dx[j] = fma(weighted[j], step[j], dx[j]);
     }
@@ -145,16 +153,16 @@ VMAMBA_INLINE void adjoint_of_state(const AdjointTile<T, S>& tile, int64_t n, in
   for (int j = 0; j < M; ++j) store(tile.push + n * tile.width + at + j * lanes, push[j]);
   add(tile.dA + n * tile.width, dA);
   if (last) add(tile.dbias, dbias);
-  if (last && set) add(tile.dskip, dskip);
+  if (last && kind != Gradient::kAdd) add(tile.dskip, dskip);
 }
 
-template <bool set, class T, class S>
+template <Gradient kind, class T, class S>
 inline void adjoint_tile(const AdjointTile<T, S>& tile) {
   for_groups<T>(tile.width, [&](auto group, int64_t at) {
     constexpr int M = decltype(group)::vectors;
     if (tile.states == 1) {
       states_again<true, M>(tile, 0, at);
-      adjoint_of_state<true, set, M>(tile, 0, at);
+      adjoint_of_state<true, kind, M>(tile, 0, at);
       return;
     }
     for (int64_t t = 0; t < tile.count; ++t) {
@@ -163,7 +171,7 @@ inline void adjoint_tile(const AdjointTile<T, S>& tile) {
     }
     for (int64_t n = 0; n < tile.states; ++n) {
       states_again<false, M>(tile, n, at);
-      adjoint_of_state<false, set, M>(tile, n, at);
+      adjoint_of_state<false, kind, M>(tile, n, at);
     }
   });
 }

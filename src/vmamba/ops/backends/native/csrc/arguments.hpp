@@ -24,11 +24,11 @@ struct Route {
 
 constexpr int kMaxRoutes = 8;
 
-// Operands of `ss2d_scan`. Activations have the storage type, parameters and results the accumulation type
-// (double for kFloat64, else float).
+// Operands of `ss2d_scan` and, with an `order`, of `scan_routes`. Activations have the storage type, parameters and
+// results the accumulation type (double for kFloat64, else float).
 struct ImageScan {
   const void* x;       // (B, H, W, D)
-  const void* dbc;     // (B, H, W, K, R + 2N)
+  const void* dbc;     // (B, H, W, K, R + 2N), or without K where all routes share it
   const void* weight;  // (K, D, R)
   const void* A;       // (K, D, N)
   const void* D;       // (K, D)
@@ -39,7 +39,25 @@ struct ImageScan {
   Storage storage;
   int threads;
 
+  // Of `scan_routes` alone. The tokens of every route by time, (K, L) or (B, K, L); any number of routes. A route may
+  // visit a token never or several times, so the results, which are added to, must start as zeros.
+  const int64_t* order;
+  int64_t visits;    // L
+  bool by_sample;    // the order is (B, K, L)
+  bool shares_rows;  // dbc is without K
+  bool by_route;     // y and dy are (B, K, H, W, D)
+
   int64_t tokens() const { return height * width; }
+  int64_t length() const { return order ? visits : tokens(); }
+  // Elements of dbc from one token to the next, and to the rows of an image and a route.
+  int64_t row_stride() const { return (shares_rows ? 1 : routes) * row(); }
+  int64_t first_row(int64_t image, int64_t k) const {
+    return image * tokens() * row_stride() + (shares_rows ? 0 : k * row());
+  }
+  // Elements of y before those of an image and a route.
+  int64_t first_output(int64_t image, int64_t k) const {
+    return (by_route ? image * routes + k : image) * tokens() * channels;
+  }
   int64_t row() const { return rank + 2 * states; }
 };
 

@@ -29,14 +29,14 @@ inline int64_t backward_block(int64_t channels) {
 // Partial gradients of the parameters of one block, as sums over the tokens of one image.
 template <class T>
 struct ParameterSums {
-  int64_t width, rank, states, routes;
+  int64_t width, rank, states, routes, skips;  // skips: one for all routes, or one each
 
   int64_t route_size() const { return (rank + states + 1) * width; }
-  int64_t size() const { return routes * route_size() + width; }
-  T* weight(T* at, int64_t k) const { return at + k * route_size(); }                  // (R, w)
-  T* A(T* at, int64_t k) const { return weight(at, k) + rank * width; }                // (N, w)
-  T* bias(T* at, int64_t k) const { return weight(at, k) + (rank + states) * width; }  // (w)
-  T* skip(T* at) const { return at + routes * route_size(); }                          // (w)
+  int64_t size() const { return routes * route_size() + skips * width; }
+  T* weight(T* at, int64_t k) const { return at + k * route_size(); }                                   // (R, w)
+  T* A(T* at, int64_t k) const { return weight(at, k) + rank * width; }                                 // (N, w)
+  T* bias(T* at, int64_t k) const { return weight(at, k) + (rank + states) * width; }                   // (w)
+  T* skip(T* at, int64_t k) const { return at + routes * route_size() + (skips > 1 ? k * width : 0); }  // (w)
 };
 
 // Memory of one thread, cut into its parts.
@@ -91,7 +91,7 @@ struct RouteBackward {
   // Tokens at … at + count - 1: their rows, and z by the projection of Δ.
   void open(int64_t at, int64_t count) {
     walk.tokens(at, count, tokens);
-    tile_rows<T>(dbc, s.routes * s.row(), s.row(), tokens, count, scratch.buffer, rows);
+    tile_rows<T>(dbc, s.row_stride(), s.row(), tokens, count, scratch.buffer, rows);
     for (int64_t t = 0; t < count; ++t) {
       offset[t] = tokens[t] * s.channels;
       state_rows[t] = rows[t] + s.rank;
@@ -119,10 +119,12 @@ struct RouteBackward {
       adjoint.state = start;
       open(at, adjoint.count);
       zero(scratch.sums, 2 * s.states * kTile * kLanes<T>);
-      if (first_route)
-        adjoint_tile<true>(adjoint);
+      if (s.order)
+        adjoint_tile<Gradient::kVisit>(adjoint);
+      else if (first_route)
+        adjoint_tile<Gradient::kSet>(adjoint);
       else
-        adjoint_tile<false>(adjoint);
+        adjoint_tile<Gradient::kAdd>(adjoint);
       close();
     }
   }
@@ -139,10 +141,11 @@ struct RouteBackward {
       run(Product<T>{scratch.low + r, padded, dz, p.by_rank + r, padded, zeros, width}, adjoint.count, part);
     }
     for (int64_t t = 0; t < adjoint.count; ++t) {
-      T* to = ddbc + tokens[t] * s.routes * s.row();
-      for (int64_t r = 0; r < s.rank; ++r) to[r] = scratch.low[t * padded + r];
+      T* to = ddbc + tokens[t] * s.row_stride();
+      if (!s.order) zero(to, s.row());
+      for (int64_t r = 0; r < s.rank; ++r) to[r] += scratch.low[t * padded + r];
       for (int64_t n = 0; n < 2 * s.states; ++n)
-        to[s.rank + n] = sum_lanes<T>(load(scratch.sums + (n * kTile + t) * kLanes<T>));
+        to[s.rank + n] += sum_lanes<T>(load(scratch.sums + (n * kTile + t) * kLanes<T>));
     }
   }
 };
@@ -151,12 +154,12 @@ template <class T, class S>
 void image_backward(const ImageScan& s, const ImageGradients& g) {
   const int64_t width = backward_block(s.channels), blocks = ceil_div(s.channels, width);
   const ImageParameters<T> parameters(s, width, true);
-  const ParameterSums<T> sums{width, s.rank, s.states, s.routes};
-  const int64_t map = s.tokens() * s.routes * s.row();  // elements of an image's ddbc
+  const ParameterSums<T> sums{width, s.rank, s.states, s.routes, s.order ? s.routes : 1};
+  const int64_t map = s.tokens() * s.row_stride();  // elements of an image's ddbc
 
   int64_t tiles = 0;
   for (int64_t k = 0; k < s.routes; ++k) {
-    const int64_t n = Walk{s.route[k], s.height, s.width}.tiles_of_segment();
+    const int64_t n = Walk(s, 0, k).tiles_of_segment();
     if (n > tiles) tiles = n;
   }
   const int64_t scratch_bytes = BackwardScratch<T>(nullptr, s, width, tiles).elements * int64_t(sizeof(T));
@@ -172,7 +175,7 @@ void image_backward(const ImageScan& s, const ImageGradients& g) {
 
   for (int64_t from = 0; from < s.batch; from += group) {
     const int64_t images = smaller(group, s.batch - from);
-    const int64_t work = 3 * s.tokens() * s.routes * width * s.states;
+    const int64_t work = 3 * s.length() * s.routes * width * s.states;
     vmamba::for_each(s.threads, images * blocks, work, scratch_bytes, [&](int64_t index, void* memory) {
       const int64_t image = from + index / blocks, block = index % blocks, first = block * width;
       const BackwardScratch<T> scratch(static_cast<T*>(memory), s, width, tiles);
@@ -180,14 +183,15 @@ void image_backward(const ImageScan& s, const ImageGradients& g) {
       T* part = blocks > 1 ? parts.as<T>() + index * map : static_cast<T*>(g.ddbc) + image * map;
       T* share = shares.as<T>() + index * sums.size();
       zero(share, sums.size());
+      if (s.order && blocks > 1) zero(part, map);
       for (int64_t k = 0; k < s.routes; ++k) {
         const BlockParameters<T> p = parameters(block, k);
         RouteBackward<T, S> route{s,
                                   p,
                                   scratch,
-                                  Walk{s.route[k], s.height, s.width},
-                                  static_cast<const S*>(s.dbc) + (image * s.tokens() * s.routes + k) * s.row(),
-                                  part + k * s.row(),
+                                  Walk(s, image, k),
+                                  static_cast<const S*>(s.dbc) + s.first_row(image, k),
+                                  part + s.first_row(0, k),
                                   sums.weight(share, k),
                                   {},
                                   {},
@@ -215,7 +219,7 @@ void image_backward(const ImageScan& s, const ImageGradients& g) {
                          true,
                          route.state_rows,
                          route.scan.x,
-                         static_cast<const S*>(g.dy) + pixels,
+                         static_cast<const S*>(g.dy) + s.first_output(image, k) + first,
                          static_cast<T*>(g.dx) + pixels,
                          route.offset,
                          scratch.step,
@@ -228,12 +232,12 @@ void image_backward(const ImageScan& s, const ImageGradients& g) {
                          scratch.push,
                          p.rate,
                          p.A,
-                         parameters.skip(block),
+                         s.order ? p.skip : parameters.skip(block),
                          scratch.sums,
                          sums.A(share, k),
                          sums.bias(share, k),
-                         sums.skip(share)};
-        for (int64_t begin = 0; begin < s.tokens(); begin += route.walk.segment()) route.segment(begin, k == 0);
+                         sums.skip(share, k)};
+        for (int64_t begin = 0; begin < s.length(); begin += route.walk.segment()) route.segment(begin, k == 0);
       }
     });
 
@@ -269,7 +273,7 @@ void image_backward(const ImageScan& s, const ImageGradients& g) {
         for (int64_t n = 0; n < s.states; ++n)
           static_cast<T*>(g.dA)[at * s.states + n] = sums.A(total, k)[n * width + d];
         static_cast<T*>(g.dbias)[at] = sums.bias(total, k)[d];
-        static_cast<T*>(g.dD)[at] = sums.skip(total)[d];
+        static_cast<T*>(g.dD)[at] = sums.skip(total, k)[d];
       }
   });
 }

@@ -74,7 +74,7 @@ void image_forward_chained(const ImageScan& s, T* y) {
   // The tiles of a chain, route after route: those of route k end before position ends[k].
   int64_t ends[vmamba::kMaxRoutes], tiles = 0;
   for (int64_t k = 0; k < s.routes; ++k) {
-    const Walk walk{s.route[k], s.height, s.width};
+    const Walk walk(s, 0, k);
     ends[k] = tiles += walk.length() / walk.segment() * walk.tiles_of_segment();
   }
 
@@ -85,7 +85,7 @@ void image_forward_chained(const ImageScan& s, T* y) {
     int64_t k = 0;
     while (position >= ends[k]) ++k;
     const BlockParameters<T> p = parameters(block, k);
-    const Walk walk{s.route[k], s.height, s.width};
+    const Walk walk(s, image, k);
     const int64_t tile_of_route = position - (k > 0 ? ends[k - 1] : 0);
     const int64_t segment = tile_of_route / walk.tiles_of_segment();
     const int64_t of_segment = tile_of_route % walk.tiles_of_segment();
@@ -111,8 +111,8 @@ void image_forward_chained(const ImageScan& s, T* y) {
                               p.rate,
                               parameters.skip(block)};
     walk.tokens(segment * walk.segment() + begin, tile.count, tokens);
-    tile_rows<T>(static_cast<const S*>(s.dbc) + (image * s.tokens() * s.routes + k) * s.row(), s.routes * s.row(),
-                 s.row(), tokens, tile.count, decays + kTile * state_size, rows);
+    tile_rows<T>(static_cast<const S*>(s.dbc) + s.first_row(image, k), s.row_stride(), s.row(), tokens, tile.count,
+                 decays + kTile * state_size, rows);
     for (int64_t t = 0; t < tile.count; ++t) {
       offset[t] = tokens[t] * s.channels;
       state_rows[t] = rows[t] + s.rank;

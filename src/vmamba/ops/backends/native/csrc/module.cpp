@@ -43,6 +43,27 @@ ImageScan image_scan(int storage, int threads, const std::vector<int>& routes, c
   return s;
 }
 
+ImageScan routes_scan(int storage, int threads, const Sizes& sizes, const Addresses& in) {
+  ImageScan s = image_scan(storage, threads, {}, sizes, in);
+  s.order = static_cast<const int64_t*>(pointer(in, 6));
+  s.routes = int(sizes.at(6));
+  s.visits = sizes.at(7);
+  s.by_sample = sizes.at(8) != 0;
+  s.shares_rows = sizes.at(9) != 0;
+  s.by_route = sizes.at(10) != 0;
+  return s;
+}
+
+ImageGradients image_gradients(uintptr_t dy, const Addresses& out) {
+  return {reinterpret_cast<const void*>(dy),
+          pointer(out, 0),
+          pointer(out, 1),
+          pointer(out, 2),
+          pointer(out, 3),
+          pointer(out, 4),
+          pointer(out, 5)};
+}
+
 SequenceScan sequence_scan(int storage, int threads, bool softplus, const Sizes& sizes, const Addresses& in) {
   SequenceScan s{};
   s.u = pointer(in, 0);
@@ -88,19 +109,34 @@ NB_MODULE(_native, m) {
       [](const std::string& isa, int storage, int threads, const std::vector<int>& routes, const Sizes& sizes,
          const Addresses& in, uintptr_t dy, const Addresses& out) {
         const ImageScan s = image_scan(storage, threads, routes, sizes, in);
-        const ImageGradients g{reinterpret_cast<const void*>(dy),
-                               pointer(out, 0),
-                               pointer(out, 1),
-                               pointer(out, 2),
-                               pointer(out, 3),
-                               pointer(out, 4),
-                               pointer(out, 5)};
+        const ImageGradients g = image_gradients(dy, out);
         const Kernels& kernels = kernels_for(isa);
         nb::gil_scoped_release release;
         kernels.image_backward(s, g);
       },
       nb::arg("isa"), nb::arg("storage"), nb::arg("threads"), nb::arg("routes"), nb::arg("sizes"), nb::arg("inputs"),
       nb::arg("dy"), nb::arg("gradients"));
+  m.def(
+      "scan_routes",
+      [](const std::string& isa, int storage, int threads, const Sizes& sizes, const Addresses& in, uintptr_t y) {
+        const ImageScan s = routes_scan(storage, threads, sizes, in);
+        const Kernels& kernels = kernels_for(isa);
+        nb::gil_scoped_release release;
+        kernels.image_forward(s, reinterpret_cast<void*>(y));
+      },
+      nb::arg("isa"), nb::arg("storage"), nb::arg("threads"), nb::arg("sizes"), nb::arg("inputs"), nb::arg("y"));
+  m.def(
+      "scan_routes_backward",
+      [](const std::string& isa, int storage, int threads, const Sizes& sizes, const Addresses& in, uintptr_t dy,
+         const Addresses& out) {
+        const ImageScan s = routes_scan(storage, threads, sizes, in);
+        const ImageGradients g = image_gradients(dy, out);
+        const Kernels& kernels = kernels_for(isa);
+        nb::gil_scoped_release release;
+        kernels.image_backward(s, g);
+      },
+      nb::arg("isa"), nb::arg("storage"), nb::arg("threads"), nb::arg("sizes"), nb::arg("inputs"), nb::arg("dy"),
+      nb::arg("gradients"));
   m.def(
       "selective_scan",
       [](const std::string& isa, int storage, int threads, bool softplus, const Sizes& sizes, const Addresses& in,

@@ -8,9 +8,10 @@ namespace {
 
 // What a scan leaves beside its states.
 enum class Output {
-  kSet,   // y = skip x + Σ c h
-  kAdd,   // y += Σ c h
-  kNone,  // the states only
+  kSet,    // y = skip x + Σ c h
+  kAdd,    // y += Σ c h
+  kVisit,  // y += skip x + Σ c h, where a token may come several times
+  kNone,   // the states only
 };
 
 template <class T, class S>
@@ -36,7 +37,7 @@ VMAMBA_INLINE void scan_one_state(const ScanTile<T, S>& tile, int64_t at) {
   for (int j = 0; j < M; ++j) {
     h[j] = load(tile.state + at + j * lanes);
     rate[j] = load(tile.rate + at + j * lanes);
-    if (kind == Output::kSet) skip[j] = load(tile.skip + at + j * lanes);
+    if (kind == Output::kSet || kind == Output::kVisit) skip[j] = load(tile.skip + at + j * lanes);
   }
   for (int64_t t = 0; t < tile.count; ++t) {
     V step[M], decay[M], x[M], y[M];
@@ -52,8 +53,12 @@ VMAMBA_INLINE void scan_one_state(const ScanTile<T, S>& tile, int64_t at) {
     }
     if (kind == Output::kNone) continue;
     T* to = tile.y + tile.offset[t] + at;
-    if (kind == Output::kAdd) load_row<T>(y, to, tile.valid - at);
-    for (int j = 0; j < M; ++j) y[j] = fma(c, h[j], kind == Output::kSet ? skip[j] * x[j] : y[j]);
+    if (kind != Output::kSet) load_row<T>(y, to, tile.valid - at);
+    for (int j = 0; j < M; ++j) {
+      if (kind == Output::kSet) y[j] = skip[j] * x[j];
+      if (kind == Output::kVisit) y[j] = fma(skip[j], x[j], y[j]);
+      y[j] = fma(c, h[j], y[j]);
+    }
     store_row<T>(to, y, tile.valid - at);
   }
   for (int j = 0; j < M; ++j) store(tile.state + at + j * lanes, h[j]);
@@ -72,10 +77,15 @@ VMAMBA_INLINE void scan_states(const ScanTile<T, S>& tile, int64_t at) {
       softplus(step);
       for (int j = 0; j < M; ++j) store(steps + j * lanes, step[j]);
     }
-    if (kind == Output::kSet) {
+    if (kind == Output::kSet || kind == Output::kVisit) {
+      T* to = tile.y + tile.offset[t] + at;
       load_row<T>(x, tile.x + tile.offset[t] + at, tile.valid - at);
-      for (int j = 0; j < M; ++j) y[j] = load(tile.skip + at + j * lanes) * x[j];
-      store_row<T>(tile.y + tile.offset[t] + at, y, tile.valid - at);
+      if (kind == Output::kVisit) load_row<T>(y, to, tile.valid - at);
+      for (int j = 0; j < M; ++j) {
+        const V skip = load(tile.skip + at + j * lanes);
+        y[j] = kind == Output::kVisit ? fma(skip, x[j], y[j]) : skip * x[j];
+      }
+      store_row<T>(to, y, tile.valid - at);
     }
   }
   for (int64_t n = 0; n < tile.states; ++n) {

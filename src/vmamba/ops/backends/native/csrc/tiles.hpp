@@ -60,8 +60,17 @@ VMAMBA_INLINE void store_row(T* to, const Vec<T> (&v)[M], int64_t valid) {
 struct Walk {
   Route route;
   int64_t height, width;
+  const int64_t* order;  // of `scan_routes`, or null
+  int64_t visits;
 
-  int64_t length() const { return height * width; }
+  Walk(const ImageScan& s, int64_t image, int64_t k)
+      : route(s.order ? Route{} : s.route[k]),
+        height(s.height),
+        width(s.width),
+        order(s.order ? s.order + ((s.by_sample ? image * s.routes : 0) + k) * s.visits : nullptr),
+        visits(s.visits) {}
+
+  int64_t length() const { return order ? visits : height * width; }
   // Tokens between two restarts of the state.
   int64_t segment() const {
     if (!route.per_line) return length();
@@ -73,6 +82,10 @@ struct Walk {
 
   // Image-order tokens visited at the times first … first + count - 1.
   void tokens(int64_t first, int64_t count, int64_t* out) const {
+    if (order) {
+      for (int64_t i = 0; i < count; ++i) out[i] = order[first + i];
+      return;
+    }
     int64_t at = route.backward ? length() - 1 - first : first;
     const int64_t step = route.backward ? -1 : 1;
     if (!route.columns) {

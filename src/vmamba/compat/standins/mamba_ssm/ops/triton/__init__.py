@@ -1,1 +1,1 @@
-"""Norms, in plain PyTorch."""
+"""What is written in Triton there."""

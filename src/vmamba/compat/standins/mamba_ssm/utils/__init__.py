@@ -1,0 +1,1 @@
+"""Utilities for language models, which are not served."""
