@@ -143,11 +143,11 @@ class Campaign:
         self.log(output).unlink()
 
     def check(self, counts: Counts, what: str, happened: bool, output: Path) -> None:
-        """Count what must not happen, and keep the last line that the run printed."""
+        """Count what must not happen, and keep the last lines that the run printed."""
         counts[what] += happened
         if happened:
             text = self.log(output).read_text() if self.log(output).is_file() else ""
-            self.failures.append(f"{output.parent.name}/{output.name}: {what}: {(text.splitlines() or [''])[-1]}")
+            self.failures.append(f"{output.parent.name}/{output.name}: {what}: {' | '.join(text.splitlines()[-3:])}")
 
     # ----------------------------------------------------------------------------------------------------------------
     # The parts: each call is one trial

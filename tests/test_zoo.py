@@ -14,6 +14,8 @@ import torch
 import vmamba
 from support.golden import GOLDEN, synthetic_state_dict
 from vmamba import zoo
+from vmamba.checkpoints.info import Preprocessing
+from vmamba.checkpoints.saving import save_weights
 from vmamba.errors import CheckpointError, OptionError
 from vmamba.zoo import model_from_checkpoint
 
@@ -156,8 +158,28 @@ def test_what_is_not_said_comes_from_the_checkpoint(tmp_path: Path) -> None:
     again: Any = vmamba.create_model("vmamba_pico", checkpoint=tmp_path / "a.pth")
     assert (again.num_classes, again.in_chans) == (7, 5)
     assert torch.equal(again.head.fc.weight, model.head.fc.weight)
-    with pytest.raises(CheckpointError, match="5 channels, which cannot be adapted to 2; only weights for 3"):
+    with pytest.raises(CheckpointError, match="5 channels, which cannot be adapted to 2; only weights for 1 or 3"):
         vmamba.create_model("vmamba_pico", checkpoint=tmp_path / "a.pth", in_chans=2)
+
+
+@pytest.mark.parametrize("mean", [(0.4,), (0.3, 0.4, 0.5)])
+def test_grey_weights_see_the_mean_of_the_channels(tmp_path: Path, mean: tuple[float, ...]) -> None:
+    """Weights for grey images take RGB, in the commands, too; what they are given is their description's."""
+    grey = vmamba.create_model("vmamba_pico", num_classes=7, in_chans=1).eval()
+    prepare = Preprocessing(64, mean=mean, std=(0.2,) * len(mean))
+    path = save_weights(grey, tmp_path / "grey.safetensors", preprocessing=prepare)
+    rgb = model_from_checkpoint(path, in_chans=3).eval()
+    assert (rgb.config.in_chans, len(rgb.info.preprocessing.mean)) == (3, 3)
+    image = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(rgb(image), grey(image.mean(1, keepdim=True)), rtol=1e-4, atol=1e-5)
+
+
+def test_descriptions_of_other_channels(tmp_path: Path) -> None:
+    model = vmamba.create_model("vmamba_pico", num_classes=7)
+    path = save_weights(model, tmp_path / "a.safetensors", preprocessing=Preprocessing(mean=(0.5,) * 2, std=(0.5,) * 2))
+    with pytest.raises(CheckpointError, match=r"a\.json: preprocessing: mean has 2 numbers, the images of the model 3"):
+        model_from_checkpoint(path)
 
 
 def test_a_fresh_head_excuses_nothing_else(pico: Path) -> None:

@@ -161,9 +161,10 @@ def create_model(
     if opened.num_classes:
         overrides.setdefault("num_classes", opened.num_classes)
     model = timm.create_model(name, **overrides)
-    load_weights(model, adapted(opened, in_chans=overrides["in_chans"], num_classes=overrides.get("num_classes")))
+    fitted = adapted(opened, in_chans=overrides["in_chans"], num_classes=overrides.get("num_classes"))
+    load_weights(model, fitted)
     if isinstance(model, VMamba):  # not a feature extractor
-        attach_info(model, opened.info)
+        attach_info(model, fitted.info)
     return model
 
 
@@ -201,8 +202,9 @@ def model_from_checkpoint(
     architecture = architecture.override(overrides)
     with torch.device("meta"):
         model = VMamba(architecture)
-    load_weights(model, adapted(opened, in_chans=architecture.in_chans))
+    fitted = adapted(opened, in_chans=architecture.in_chans)
+    load_weights(model, fitted)
     if classes != architecture.num_classes:
         model.reset_classifier(classes)
-    attach_info(model, opened.info)
+    attach_info(model, fitted.info)
     return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from support.commands import Fails, Run
+from vmamba import VMamba, VMambaConfig
 from vmamba.checkpoints.info import Preprocessing
 from vmamba.checkpoints.saving import save_weights
 from vmamba.cli import detect, segment
@@ -20,9 +22,11 @@ from vmamba.files import lock
 from vmamba.tasks.dense.pictures import class_fractions
 from vmamba.tasks.detection import prediction
 from vmamba.tasks.detection.checkpoint import load_detector
+from vmamba.tasks.detection.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from vmamba.tasks.segmentation.checkpoint import load_segmenter
 from vmamba.tasks.segmentation.inference import Inference, as_tensor
 from vmamba.tasks.segmentation.inference import segment as segment_image
+from vmamba.tasks.segmentation.upernet import UperNet, UperNetConfig
 
 KINDS = ("detect", "segment")
 
@@ -250,3 +254,20 @@ def test_large_images_in_windows(
     monkeypatch.undo()
     with Image.open(tmp_path / "out" / "scan_labels.png") as labels:
         assert labels.size == (300, 100)
+
+
+@pytest.mark.parametrize("command", ["predict", "detect", "segment"])
+def test_weights_for_grey_images_take_photographs(
+    command: str, run: Run, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = VMambaConfig(dims=(8, 8, 8, 8), depths=(1, 1, 1, 1), in_chans=1, num_classes=2)
+    backbone = dataclasses.replace(config, num_classes=0)
+    model: Any = {
+        "predict": lambda: VMamba(config),
+        "detect": lambda: MaskRCNN(MaskRCNNConfig(backbone, ("a", "b"), 8, 8, 8)),
+        "segment": lambda: UperNet(UperNetConfig(backbone, ("a", "b"), 8, 8)),
+    }[command]()
+    path = save_weights(model, tmp_path / "grey.safetensors")
+    output = () if command == "predict" else ("--output", tmp_path / "out")
+    assert run(command, images, "--checkpoint", path, "--image-size", 64, *output, "--json") == 0
+    assert isinstance(json.loads(capsys.readouterr().out), list)

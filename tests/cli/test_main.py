@@ -64,7 +64,7 @@ def test_lines_of_help_are_those_of_the_commands(package: str, table: dict[str, 
 def test_other_commands_are_not_imported() -> None:
     probe = "print(*sorted(m.removeprefix('vmamba.cli.') for m in sys.modules if m.startswith('vmamba.cli.')))"
     result = script(code=f"import sys; from vmamba.cli import main; main(['models']); {probe}")
-    assert result.stdout.splitlines()[-1].split() == ["arguments", "explanation", "models"]
+    assert result.stdout.splitlines()[-1].split() == ["arguments", "explanation", "models", "results"]
 
 
 def test_help_of_every_command_has_its_own_options(capsys: pytest.CaptureFixture[str]) -> None:

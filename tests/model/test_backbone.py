@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import timm
 import torch
+from torch import Tensor
 
 import vmamba
-from vmamba import VMamba, VMambaConfig
+from vmamba import VMamba, VMambaConfig, freeze
 
 
 def pico(**overrides: Any) -> Any:
@@ -172,3 +173,27 @@ def test_torchscript(tmp_path: Path) -> None:
         for scripted in (torch.jit.script(model), torch.jit.trace(model, x)):
             scripted.save(tmp_path / "model.pt")
             torch.testing.assert_close(torch.jit.load(tmp_path / "model.pt")(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # of PyTorch's own operations
+@pytest.mark.parametrize("form", ["trained", "frozen"])
+def test_vmap_and_gradients_of_each_sample(form: str) -> None:
+    """`torch.func`'s transforms over whole models, against one sample after the other."""
+    torch.manual_seed(0)
+    model: Any = VMamba(VMambaConfig(dims=(8, 8), depths=(1, 1), num_classes=3)).eval()
+    x = torch.randn(3, 1, 3, 32, 40)
+    used = freeze(model) if form == "frozen" else model
+    with torch.no_grad():
+        torch.testing.assert_close(torch.func.vmap(used)(x), torch.stack([used(image) for image in x]))
+    if form == "frozen":
+        return
+    parameters = dict(model.named_parameters())
+
+    def loss(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
+        logits: Tensor = torch.func.functional_call(model, parameters, image)
+        return logits.square().sum()
+
+    samples = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+    for i in range(len(x)):
+        for name, gradient in torch.func.grad(loss)(parameters, x[i]).items():
+            torch.testing.assert_close(samples[name][i], gradient, rtol=1e-3, atol=1e-5)

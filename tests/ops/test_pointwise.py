@@ -109,16 +109,29 @@ def test_branch_gradients() -> None:
         torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-3)
 
 
-def test_branch_operator_and_flops() -> None:
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
+@pytest.mark.parametrize("learning", [True, False])
+def test_opcheck_linear(operands: tuple[Tensor, Tensor, Tensor], learning: bool) -> None:
+    x, weight, bias = (t.requires_grad_(learning) for t in operands)
+    strided = torch.randn(2, 8, 5, 3).permute(0, 2, 3, 1).requires_grad_(learning)
+    for arguments in ((x, weight, bias), (x, weight, None), (strided, weight, bias)):
+        torch.library.opcheck(torch.ops.vmamba.onednn_linear.default, arguments)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
+@pytest.mark.parametrize("learning", [True, False])
+def test_opcheck_branch(learning: bool) -> None:
+    x, rest = branch_operands()
+    x, norm_weight, norm_bias, weight1, bias1, weight2, added = (t.float().requires_grad_(learning) for t in (x, *rest))
+    norm = (x, norm_weight, norm_bias, 1e-5)
+    for layers in (([weight1, weight2], [bias1, None], added), ([weight1], [bias1], None)):
+        torch.library.opcheck(torch.ops.vmamba.onednn_branch.default, (*norm, *layers))
+
+
+def test_branch_flops_and_compilation() -> None:
     x, rest = branch_operands()
     x, (norm_weight, norm_bias, weight1, bias1, weight2, added) = x.float(), [t.float() for t in rest]
     arguments = (x, norm_weight, norm_bias, 1e-5, [weight1, weight2], [bias1, None])
-    for residual in (None, added):
-        torch.library.opcheck(
-            torch.ops.vmamba.onednn_branch.default,
-            (*arguments, residual),
-            test_utils=("test_schema", "test_faketensor"),
-        )
     for grad in (True, False):
         with torch.set_grad_enabled(grad), FlopCounterMode(display=False) as counter:
             expected = pointwise_branch(*arguments, added)
@@ -141,6 +154,28 @@ def test_use_backend_reaches_them(operands: tuple[Tensor, Tensor, Tensor]) -> No
     for name in ("chunked", "reference"):
         with use_backend(name):
             assert called() == set()
+
+
+def test_vmap_of_the_operators(operands: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Tokens, weights or both of a batch at once, without a gradient, as one after the other."""
+    x, weight, bias = operands
+    norm = (torch.ones(8), torch.zeros(8))
+
+    def linear(x: Tensor, weight: Tensor) -> Tensor:
+        result: Tensor = torch.ops.vmamba.onednn_linear(x, weight, bias)
+        return result
+
+    def branch(x: Tensor, weight: Tensor) -> Tensor:
+        result: Tensor = torch.ops.vmamba.onednn_branch(x, *norm, 1e-6, [weight], [None], None)
+        return result
+
+    xs, weights = torch.stack([x, -x]), torch.stack([weight, 2 * weight])
+    with torch.no_grad():
+        for run in (linear, branch):
+            for dims in ((0, None), (None, 0), (0, 0)):
+                several = [xs if dims[0] == 0 else x, weights if dims[1] == 0 else weight]
+                expected = [run(*(t[i] if d == 0 else t for t, d in zip(several, dims, strict=True))) for i in (0, 1)]
+                torch.testing.assert_close(torch.vmap(run, in_dims=dims)(*several), torch.stack(expected))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +63,20 @@ def test_sizes(images: Path, weights: Path, tmp_path: Path) -> None:
         right = (logits.argmax(1) == truth)[truth == 0].float().mean()
         assert float(recall["blue"]) == pytest.approx(100 * float(right))
     assert (output / "sizes.png").stat().st_size > 5_000
+
+
+def test_json(images: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Standard output is the rows of the table and nothing else; what was left out is said elsewhere."""
+    shutil.copytree(images, tmp_path / "data")
+    (tmp_path / "data/val/blue/00.png").write_bytes(b"")
+    arguments = ["--data", tmp_path / "data", "--checkpoint", weights, "--output", tmp_path / "out", "--json"]
+    assert evaluate(*arguments, "--image-size", 32, 64) == 0
+    streams = capsys.readouterr()
+    rows = json.loads(streams.out)
+    table = read_rows(tmp_path / "out" / "results.csv")
+    assert [{name: float(value) for name, value in row.items()} for row in table] == rows
+    assert [row["images"] for row in rows] == [len(CLASSES) * VALIDATION - 1] * 2
+    assert streams.err.startswith("vmamba: 1 images could not be read and were left out; see ")
 
 
 def read_all(path: Path) -> list[dict[str, str]]:

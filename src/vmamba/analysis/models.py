@@ -26,7 +26,7 @@ def load_model(
 
     Args:
         name: One of `vmamba.list_models` or ``timm.list_models``; may be None where the checkpoint says it.
-        checkpoint: Weights of one of our models, see `vmamba.zoo.model_from_checkpoint`.
+        checkpoint: Weights of one of our models, adapted to RGB images; see `vmamba.zoo.model_from_checkpoint`.
         pretrained: Load the published weights, downloaded once.
         image_size: (H, W) for models that are built for one size (DeiT, Swin); others take any.
         device: Of the parameters; ``"meta"`` for shapes alone.
@@ -35,7 +35,7 @@ def load_model(
         OptionError: For an unknown name, or published weights that do not exist.
     """
     if checkpoint is not None:
-        return model_from_checkpoint(checkpoint, name).to(device).eval()
+        return model_from_checkpoint(checkpoint, name, in_chans=3).to(device).eval()
     if name is None:
         raise OptionError("name a model or give a checkpoint")
     if name in VARIANTS:

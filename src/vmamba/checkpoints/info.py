@@ -90,6 +90,20 @@ class Preprocessing:
         except (KeyError, TypeError):
             raise ValueError(f"preprocessing: unknown interpolation {_short(self.interpolation)}") from None
 
+    def for_channels(self, in_chans: int) -> Preprocessing:
+        """The same for images of other channels: one number serves all of them, their average serves one.
+
+        Raises:
+            ValueError: For any other change.
+        """
+        count = len(self.mean)
+        if count == in_chans:
+            return self
+        if 1 not in (count, in_chans):
+            raise ValueError(f"preprocessing: mean has {count} numbers, the images of the model {in_chans} channels")
+        mean, std = (sum(values) / count for values in (self.mean, self.std))
+        return dataclasses.replace(self, mean=(mean,) * in_chans, std=(std,) * in_chans)
+
 
 @dataclass(frozen=True)
 class ModelInfo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from vmamba.checkpoints.info import ModelInfo, info_path
 from vmamba.checkpoints.reading import Entries, Weights
 from vmamba.checkpoints.recognition import Checkpoint, identify, open_checkpoint
 from vmamba.checkpoints.stored import load
@@ -108,27 +110,48 @@ def adapted(checkpoint: Checkpoint, *, in_chans: int | None = None, num_classes:
 
     Args:
         checkpoint: Of a classifier or backbone.
-        in_chans: Channels of the images; the first convolution is summed or repeated to fit.
+        in_chans: Channels of the images; the first convolution is summed or repeated to fit. Weights for grey images
+            then see the mean of the channels.
         num_classes: Where the checkpoint has another number, models keep their own classifier.
 
     Raises:
-        CheckpointError: If the first convolution is one that timm cannot adapt: it takes 1 or 3 channels.
+        CheckpointError: If the first convolution cannot be adapted, or the description says something about other
+            channels.
     """
     entries = dict(checkpoint.entries)
     name = next((n for n in (f"backbone.{_FIRST_CONV}", _FIRST_CONV) if n in entries), _FIRST_CONV)
     if in_chans is not None and in_chans != checkpoint.in_chans:
-        try:
+        if checkpoint.in_chans == 1:
+            entries[name] = load(entries[name]).expand(-1, in_chans, -1, -1) / in_chans
+        elif checkpoint.in_chans == 3:
             entries[name] = adapt_input_conv(in_chans, load(entries[name]))
-        except (NotImplementedError, AssertionError):
+        else:
             raise CheckpointError(
                 f"{checkpoint.label}: its images have {checkpoint.in_chans} channels, which cannot be adapted to "
-                f"{in_chans}; only weights for 3 can"
-            ) from None
+                f"{in_chans}; only weights for 1 or 3 can"
+            )
+    info = _adapted_info(checkpoint, checkpoint.in_chans if in_chans is None else in_chans)
     if num_classes is not None and num_classes != checkpoint.num_classes:
         return Checkpoint(
-            checkpoint.label, {n: e for n, e in entries.items() if _part(n) != "head"}, checkpoint.info, headless=True
+            checkpoint.label, {n: e for n, e in entries.items() if _part(n) != "head"}, info, headless=True
         )
-    return Checkpoint(checkpoint.label, entries, checkpoint.info)
+    return Checkpoint(checkpoint.label, entries, info)
+
+
+def _adapted_info(checkpoint: Checkpoint, in_chans: int) -> ModelInfo | None:
+    """The description of a checkpoint, for images of so many channels."""
+    info = checkpoint.info
+    if info is None or info.preprocessing is None:
+        return info
+    known = info.preprocessing
+    if len(known.mean) == checkpoint.in_chans and 1 not in (checkpoint.in_chans, in_chans):
+        return info
+    try:
+        return dataclasses.replace(info, preprocessing=known.for_channels(in_chans))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{info_path(checkpoint.label)}: {error}; correct it, or remove it to do without"
+        ) from None
 
 
 def assign(model: nn.Module, entries: Mapping[str, Any], label: str) -> None:

@@ -24,6 +24,7 @@ from vmamba.tasks.detection.checkpoint import load_detector
 from vmamba.tasks.detection.detections import Detections
 from vmamba.tasks.detection.mask_rcnn import MaskRCNN
 from vmamba.tasks.detection.prediction import PUBLISHED, detect
+from vmamba.tasks.protocol import RGB
 from vmamba.terminal import printable
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     images = find_images(options.images)
     outputs = output_paths(images, options.output, (".png",), (RESULTS,), options.checkpoint)
     target = device(options.device)
-    model = freeze(load_detector(options.checkpoint, options.model).to(target))
+    model = freeze(load_detector(options.checkpoint, options.model, backbone_options=RGB).to(target))
     classes, settings = model.config.classes, _settings(model, options)
     failures = Failures()
     with ExitStack() as stack:

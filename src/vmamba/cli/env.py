@@ -5,53 +5,77 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import platform
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from rich.table import Table
 
+from vmamba.cli.results import print_json
 from vmamba.ops.backends import BACKENDS, select, unavailable
 from vmamba.terminal import console
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
 
+PACKAGES = ("vmamba", "torch", "torchvision", "timm", "safetensors", "triton")
+
 EXAMPLES = """examples:
-  vmamba env"""
+  vmamba env
+  vmamba env --json"""
 
 
 def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "env", help="show versions, devices, and which scan kernels run and why", epilog=EXAMPLES
     )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=run)
 
 
-def run(_: argparse.Namespace) -> int:
-    devices = [torch.device("cpu")]
-    if torch.accelerator.is_available():
-        devices.append(cast(torch.device, torch.accelerator.current_accelerator()))
+def run(options: argparse.Namespace) -> int:
+    facts = _facts()
+    if options.json:
+        print_json(facts)
+        return 0
     table = Table(show_header=False, title="environment")
-    for package in ("vmamba", "torch", "torchvision", "timm", "safetensors", "triton"):
-        table.add_row(package, _version(package))
-    table.add_row("python", f"{platform.python_version()} on {platform.platform()}")
-    table.add_row("processor", f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads")
+    for package, version in facts["packages"].items():
+        table.add_row(package, version or "not installed")
+    table.add_row("python", f"{facts['python']} on {facts['platform']}")
+    table.add_row("processor", f"{facts['processor']}, {facts['threads']} threads")
     table.add_section()
-    for name, backend in BACKENDS.items():
-        problem = unavailable(name)
-        table.add_row(
-            f"scan backend {name}", f"{backend.description}; " + (f"unavailable: {problem}" if problem else "available")
-        )
+    for name, backend in facts["backends"].items():
+        problem = backend["unavailable"]
+        state = f"unavailable: {problem}" if problem else "available"
+        table.add_row(f"scan backend {name}", f"{backend['description']}; {state}")
     table.add_section()
-    for device in devices:
-        choice = select(device)
-        table.add_row(f"scans on {device.type}", f"{choice.name}: {choice.reason}")
+    for device, choice in facts["scans"].items():
+        table.add_row(f"scans on {device}", f"{choice['backend']}: {choice['reason']}")
     console().print(table)
     return 0
 
 
-def _version(package: str) -> str:
+def _facts() -> dict[str, Any]:
+    """The environment; null stands for a package that is not installed, and for a backend without a problem."""
+    devices = [torch.device("cpu")]
+    if torch.accelerator.is_available():
+        devices.append(cast(torch.device, torch.accelerator.current_accelerator()))
+    choices = {device.type: select(device) for device in devices}
+    return {
+        "packages": {package: _version(package) for package in PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "backends": {
+            name: {"description": backend.description, "unavailable": unavailable(name)}
+            for name, backend in BACKENDS.items()
+        },
+        "scans": {name: {"backend": choice.name, "reason": choice.reason} for name, choice in choices.items()},
+    }
+
+
+def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +12,14 @@ from rich.table import Table
 from torch import nn
 
 from vmamba.checkpoints.info import read_info
-from vmamba.cli.arguments import add_device, add_output, device, positive
+from vmamba.cli.arguments import add_device, add_json, add_output, device, positive
+from vmamba.cli.results import print_json
 from vmamba.errors import OptionError
 from vmamba.files import atomic_write
 from vmamba.frozen import freeze
 from vmamba.tables import write_csv
 from vmamba.tasks import task_class
-from vmamba.terminal import console
+from vmamba.terminal import console, printable
 from vmamba.training.curves import draw_sizes
 from vmamba.training.distributed import Processes, init_distributed
 from vmamba.training.evaluation import evaluate
@@ -31,7 +34,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = """examples:
   vmamba evaluate --data photos --checkpoint runs/photos/weights/model.safetensors
-  vmamba evaluate --data imagenet --pretrained --model vmamba_tiny_s1l8 --image-size 224 288 384"""
+  vmamba evaluate --data imagenet --pretrained --model vmamba_tiny_s1l8 --image-size 224 288 384
+  vmamba evaluate --data coco --checkpoint runs/detection/weights/model.safetensors --json"""
 
 
 def add_to(commands: Commands) -> None:
@@ -52,6 +56,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="other options")
     add_output(parser, "evaluation")
     add_device(parser)
+    add_json(parser)
     parser.set_defaults(run=run)
 
 
@@ -69,12 +74,16 @@ def run(options: argparse.Namespace) -> int:
             model, row = _evaluate(sized, model, processes, output)
             rows.append({"image_size": size, **row} if size else row)
         if processes.first:
-            _show(rows)
+            if options.json:
+                print_json([{name: value if isfinite(value) else None for name, value in row.items()} for row in rows])
+            else:
+                _show(rows)
             write_csv(options.output / "results.csv", rows)
             if len(rows) > 1:
                 metric = task_class(recipe.task).metric.name
                 draw_sizes(rows, metric, options.output / "sizes.png")
-            say(f"wrote {options.output}")
+            if not options.json:
+                say(f"wrote {options.output}")
     return 0
 
 
@@ -115,7 +124,8 @@ def _evaluate(
         path = output / "skipped.txt"
         with atomic_write(path) as file:
             file.writelines(f"{line}\n".encode(errors="surrogateescape") for line in skipped)
-        say(f"vmamba: {len(skipped)} images could not be read and were left out; see {path}")
+        line = f"vmamba: {len(skipped)} images could not be read and were left out; see {path}"
+        print(printable(line), file=sys.stderr)
     return model, results
 
 

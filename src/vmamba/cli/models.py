@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.table import Table
 
+from vmamba.cli.arguments import add_json
+from vmamba.cli.results import print_json
 from vmamba.model.backbone import VMamba
 from vmamba.model.variants import VARIANTS
 from vmamba.terminal import console
@@ -16,20 +18,33 @@ if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
 
 EXAMPLES = """examples:
-  vmamba models"""
+  vmamba models
+  vmamba models --json"""
+
+#: Height and width of the input at which the results were published.
+INPUT = 224
 
 
 def add_to(commands: Commands) -> None:
     parser = commands.add_parser("models", help="list the models", epilog=EXAMPLES)
+    add_json(parser)
     parser.set_defaults(run=run)
 
 
-def run(_: argparse.Namespace) -> int:
-    table = Table("model", "parameters", "top-1 %", "input", "weights", title="ImageNet-1K classifiers")
+def run(options: argparse.Namespace) -> int:
+    records: list[dict[str, Any]] = []
     for name, variant in VARIANTS.items():
         with torch.device("meta"):
             parameters = sum(p.numel() for p in VMamba(variant.config).parameters())
-        top1 = f"{variant.top1:.1f}" if variant.top1 else "–"
-        table.add_row(name, f"{parameters / 1e6:.1f} M", top1, "224×224", "the authors'" if variant.url else "none")
+        facts = {"parameters": parameters, "top1": variant.top1, "image_size": INPUT, "weights": variant.url or None}
+        records.append({"model": name, **facts})
+    if options.json:
+        print_json(records)
+        return 0
+    table = Table("model", "parameters", "top-1 %", "input", "weights", title="ImageNet-1K classifiers")
+    for row in records:
+        top1 = f"{row['top1']:.1f}" if row["top1"] else "–"
+        weights = "the authors'" if row["weights"] else "none"
+        table.add_row(row["model"], f"{row['parameters'] / 1e6:.1f} M", top1, f"{INPUT}×{INPUT}", weights)
     console().print(table)
     return 0

@@ -72,7 +72,7 @@ def _classifier(options: argparse.Namespace) -> VMamba:
         if options.model is None:
             raise OptionError("--pretrained needs --model NAME; 'vmamba models' lists them")
         return cast(VMamba, create_model(options.model, pretrained=True))
-    model = model_from_checkpoint(options.checkpoint, options.model)
+    model = model_from_checkpoint(options.checkpoint, options.model, in_chans=3)
     if not model.num_classes:
         raise CheckpointError(f"{options.checkpoint}: holds a backbone without a classifier, which cannot predict")
     return model

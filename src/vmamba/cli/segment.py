@@ -19,6 +19,7 @@ from vmamba.files import atomic_write
 from vmamba.frozen import freeze
 from vmamba.progress import progress_bar
 from vmamba.tasks.dense.pictures import class_fractions, draw_segmentation
+from vmamba.tasks.protocol import RGB
 from vmamba.tasks.segmentation.checkpoint import load_segmenter
 from vmamba.tasks.segmentation.inference import SCALES, Inference, as_tensor, segment
 from vmamba.tasks.segmentation.upernet import UperNet
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     images = find_images(options.images)
     outputs = output_paths(images, options.output, (".png", "_labels.png"), (RESULTS, CLASSES), options.checkpoint)
     target = device(options.device)
-    model = freeze(load_segmenter(options.checkpoint, options.model).to(target))
+    model = freeze(load_segmenter(options.checkpoint, options.model, backbone_options=RGB).to(target))
     classes, inference = model.config.classes, _inference(model, options)
     failures = Failures()
     with ExitStack() as stack:

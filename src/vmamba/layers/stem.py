@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from vmamba.layers.layout import check_image
+
 
 class Stem(nn.Module):
     """Image to tokens of stride 4: (B, in_chans, H, W) → (B, ⌈H/4⌉, ⌈W/4⌉, dim).
@@ -49,6 +51,8 @@ class Stem(nn.Module):
 
     def tokens(self, x: Tensor) -> Tensor:
         """Output of ``forward``, for subclasses (TorchScript has no ``super()``)."""
-        x = self.conv1(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+        if not torch.jit.is_scripting():
+            check_image(x, getattr(self.conv1, "in_channels", x.shape[1]), "Stem")
+        x = self.conv1(x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         x = self.act(self.norm1(x))
         return self.norm2(self.conv2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))

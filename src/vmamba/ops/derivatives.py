@@ -8,7 +8,7 @@ forward-mode derivatives (``torch.func.jvp``, ``torch.autograd.forward_ad``) and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from itertools import chain
 from typing import Any
@@ -91,14 +91,39 @@ def sample_by_sample(op: Any) -> Callable[..., Any]:
     """A rule for ``torch.func.vmap``: one call of the operator for each sample."""
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *operands: Any) -> tuple[Any, Any]:
-        def sample(i: int) -> tuple[Any, ...]:
-            return tuple(t if dim is None else t.select(dim, i) for t, dim in zip(operands, in_dims, strict=True))
+        def sample(i: int, dims: Any, several: Any) -> list[Any]:
+            return [
+                sample(i, dim, t) if isinstance(t, list | tuple) else t if dim is None else t.select(dim, i)
+                for t, dim in zip(several, dims, strict=True)
+            ]
 
-        results = [op(*sample(i)) for i in range(info.batch_size)]
+        results = [op(*sample(i, in_dims, operands)) for i in range(info.batch_size)]
         if isinstance(results[0], Tensor):
             return torch.stack(results), 0
         stacked = tuple(torch.stack(result) for result in zip(*results, strict=True))
         return stacked, (0,) * len(stacked)
+
+    return rule
+
+
+def all_at_once(op: Any, tokens: Sequence[int]) -> Callable[..., Any]:
+    """A rule for ``torch.func.vmap`` of an operator that does the same to every token: one call for all samples.
+
+    Args:
+        op: It takes tokens of any number of dimensions, and gives one tensor of tokens.
+        tokens: Which of its operands are tokens. Where others differ from sample to sample, it is called for each.
+    """
+    one_by_one = sample_by_sample(op)
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *operands: Any) -> tuple[Any, Any]:
+        others = [dim for i, dim in enumerate(in_dims) if i not in tokens]
+        if any(d is not None for dim in others for d in (dim if isinstance(dim, list | tuple) else [dim])):
+            return one_by_one(info, in_dims, *operands)
+        stacked = list(operands)
+        for i in tokens:
+            if isinstance(t := operands[i], Tensor):
+                stacked[i] = t.expand(info.batch_size, *t.shape) if in_dims[i] is None else t.movedim(in_dims[i], 0)
+        return op(*stacked), 0
 
     return rule
 

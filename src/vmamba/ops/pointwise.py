@@ -17,7 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from vmamba.ops.backends import is_plain
 from vmamba.ops.checks import check_operands
-from vmamba.ops.derivatives import register_plain_derivatives
+from vmamba.ops.derivatives import all_at_once, register_plain_derivatives
 from vmamba.ops.private_torch import HAS_ONEDNN_LINEAR, onednn_linear, onednn_linear_add
 
 #: Allocations of this size, in bytes, come from the operating system anew each time, which costs more than using them.
@@ -204,6 +204,8 @@ def _(
 
 register_plain_derivatives("onednn_linear", F.linear)
 register_plain_derivatives("onednn_branch", partial(_branch, F.linear))
+torch.library.register_vmap("vmamba::onednn_linear", all_at_once(torch.ops.vmamba.onednn_linear, [0]))
+torch.library.register_vmap("vmamba::onednn_branch", all_at_once(torch.ops.vmamba.onednn_branch, [0, 6]))
 
 
 @register_flop_formula(torch.ops.vmamba.onednn_linear)

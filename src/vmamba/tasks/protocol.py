@@ -22,8 +22,12 @@ from vmamba.data.summary import DataSummary
 from vmamba.errors import OptionError
 from vmamba.model.config import VMambaConfig
 from vmamba.settings import Settings, Text
+from vmamba.zoo import architecture_of
 
 B = TypeVar("B", bound="Batch")
+
+#: Options of every model that is trained or evaluated: images are read as RGB.
+RGB = {"in_chans": 3}
 
 
 class Batch(Protocol):
@@ -215,14 +219,16 @@ class Task(Protocol):
         ...
 
 
-def require_rgb(config: VMambaConfig) -> None:
-    """Refuse a backbone for other images than those that data sets give.
+def check_model_options(job: Job) -> None:
+    """Refuse what the model cannot be, before any data are looked at; the checkpoint is not opened for it.
 
     Raises:
-        OptionError: If it does not take three channels.
+        OptionError: For an unknown model or option, an impossible value, or channels other than those of images.
     """
-    if config.in_chans != 3:
+    config = VMambaConfig() if job.model is None else architecture_of(job.model)
+    in_chans = config.override(RGB | job.model_options).in_chans
+    if in_chans != RGB["in_chans"]:
         raise OptionError(
-            f"the model takes images of {config.in_chans} channels, but images are read as RGB, grey ones too: "
-            "set in_chans=3 in model_options"
+            f"model_options: in_chans is {in_chans}, but images are read as RGB, grey ones too; leave it out: models "
+            "take 3 channels, and weights for grey images are adapted"
         )

@@ -150,7 +150,7 @@ def test_starting_from_weights(shapes: Path, tmp_path: Path) -> None:
 def test_grey_models_are_refused(task: str, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(task, shapes, tmp_path / "run", settings=("model_options={in_chans: 1}",)) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "the model takes images of 1 channels, but images are read as RGB" in line
+    assert "in_chans is 1, but images are read as RGB" in line
     assert train(task, shapes, tmp_path / "run", settings=("model_options={dim: 1}",)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "unknown option 'dim'; do you mean 'dims'?" in line

@@ -16,6 +16,7 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from vmamba.checkpoints.info import ModelInfo, Preprocessing, info_path
+from vmamba.checkpoints.loading import adapted
 from vmamba.checkpoints.recognition import Checkpoint, open_checkpoint
 from vmamba.checkpoints.saving import save_weights
 from vmamba.data.classification_transforms import training_transform
@@ -30,8 +31,8 @@ from vmamba.tasks.classification.accuracy import Accuracy
 from vmamba.tasks.classification.data import ClassificationData
 from vmamba.tasks.classification.options import ClassificationOptions
 from vmamba.tasks.classification.prediction import evaluation_transform
-from vmamba.tasks.protocol import Job, Loader, Metric, require_rgb
-from vmamba.zoo import architecture_of, create_model, model_from_checkpoint
+from vmamba.tasks.protocol import RGB, Job, Loader, Metric, check_model_options
+from vmamba.zoo import create_model, model_from_checkpoint
 
 #: Height and width of the input where neither images nor weights say otherwise.
 DEFAULT_SIZE = 224
@@ -69,6 +70,7 @@ class Classification:
     def __init__(self, job: Job, options: ClassificationOptions) -> None:
         if (options.mixup or options.cutmix) and job.batch_size % 2:
             raise OptionError(f"mixup and CutMix need an even number of images per process, got {job.batch_size}")
+        check_model_options(job)
         self.job, self.options = job, options
         self.preprocessing = Preprocessing()
         self.checkpoint: Checkpoint | None = None
@@ -82,7 +84,8 @@ class Classification:
         known: Preprocessing | None = None
         if job.checkpoint is not None:
             self.checkpoint = open_checkpoint(job.checkpoint, job.weights)
-            known = self.checkpoint.info.preprocessing if self.checkpoint.info is not None else None
+            info = adapted(self.checkpoint, in_chans=RGB["in_chans"]).info
+            known = info.preprocessing if info is not None else None
         size = options.image_size or (known.image_size if known is not None else None) or self._default_size()
         self.options = options.replace(num_classes=self.num_classes, image_size=size)
         prepare = Preprocessing(interpolation=options.interpolation)
@@ -126,16 +129,12 @@ class Classification:
 
     def build_model(self) -> nn.Module:
         job, checkpoint = self.job, self.checkpoint
-        options: dict[str, Any] = {**job.model_options, "num_classes": self.num_classes}
-        architecture = None if job.model is None else architecture_of(job.model)
-        if checkpoint is not None:
-            architecture = checkpoint.architecture(architecture)
-        if architecture is None:
-            raise OptionError("which model? give --model NAME; 'vmamba models' lists them")
-        require_rgb(architecture.override(options))
+        options: dict[str, Any] = RGB | job.model_options
         if checkpoint is None:
-            return create_model(str(job.model), pretrained=job.pretrained, **options)
-        model = model_from_checkpoint(checkpoint, job.model, **job.model_options)  # type: ignore[arg-type]
+            if job.model is None:
+                raise OptionError("which model? give --model NAME; 'vmamba models' lists them")
+            return create_model(job.model, pretrained=job.pretrained, **options | {"num_classes": self.num_classes})
+        model = model_from_checkpoint(checkpoint, job.model, **options)
         if not self.options.keep_head:
             model.reset_classifier(self.num_classes)
         self._check_classes(model)

@@ -7,7 +7,7 @@ from vmamba.checkpoints.recognition import Checkpoint, open_checkpoint
 from vmamba.errors import OptionError
 from vmamba.model.backbone import VMamba
 from vmamba.model.config import VMambaConfig
-from vmamba.tasks.protocol import Job
+from vmamba.tasks.protocol import RGB, Job
 from vmamba.zoo import architecture_of, create_model
 
 
@@ -33,7 +33,7 @@ def backbone_config(job: Job, checkpoint: Checkpoint | None) -> VMambaConfig:
         config = checkpoint.architecture()
     else:
         raise OptionError("which backbone? give --model NAME; 'vmamba models' lists them")
-    return config.override({**job.model_options, "num_classes": 0})
+    return config.override({**RGB, **job.model_options, "num_classes": 0})
 
 
 def load_backbone(backbone: VMamba, job: Job, checkpoint: Checkpoint | None) -> None:

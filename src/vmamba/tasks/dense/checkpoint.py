@@ -64,8 +64,9 @@ def load_dense(
     config = _config(layout, checkpoint, architecture)
     with torch.device("meta"):
         model = layout.model(config)
-    load_whole(model, adapted(checkpoint, in_chans=architecture.in_chans))
-    attach_info(model, checkpoint.info)
+    fitted = adapted(checkpoint, in_chans=architecture.in_chans)
+    load_whole(model, fitted)
+    attach_info(model, fitted.info)
     return model
 
 

@@ -25,7 +25,7 @@ from vmamba.tasks.detection.average_precision import as_results, average_precisi
 from vmamba.tasks.detection.checkpoint import load_detector
 from vmamba.tasks.detection.mask_rcnn import PAD_MULTIPLE, MaskRCNN, MaskRCNNConfig
 from vmamba.tasks.detection.options import DetectionOptions
-from vmamba.tasks.protocol import Job, Loader, Metric, require_rgb
+from vmamba.tasks.protocol import RGB, Job, Loader, Metric, check_model_options
 
 
 class DetectionBatch(NamedTuple):
@@ -90,6 +90,7 @@ class Detection:
     Options: ClassVar[type[Settings]] = DetectionOptions
 
     def __init__(self, job: Job, options: DetectionOptions) -> None:
+        check_model_options(job)
         self.job, self.options = job, options
 
     def setup(self, *, training: bool = True) -> None:
@@ -129,8 +130,7 @@ class Detection:
         job, options = self.job, self.options
         checkpoint = job_checkpoint(job)
         if checkpoint is not None and checkpoint.task != "classification":
-            model = load_detector(checkpoint, job.model, backbone_options=job.model_options)
-            require_rgb(model.config.backbone)
+            model = load_detector(checkpoint, job.model, backbone_options=RGB | job.model_options)
             if not options.keep_head:
                 model.reset_classes(self.labels)
             elif len(model.config.classes) != len(self.labels):
@@ -140,7 +140,6 @@ class Detection:
                 )
             return model
         backbone = backbone_config(job, checkpoint)
-        require_rgb(backbone)
         config = MaskRCNNConfig(
             backbone,
             self.labels,

@@ -18,7 +18,7 @@ from vmamba.data.summary import DataSummary
 from vmamba.errors import CheckpointError, OptionError
 from vmamba.settings import Settings
 from vmamba.tasks.dense.backbone import backbone_config, job_checkpoint, load_backbone
-from vmamba.tasks.protocol import Job, Loader, Metric, require_rgb
+from vmamba.tasks.protocol import RGB, Job, Loader, Metric, check_model_options
 from vmamba.tasks.segmentation.checkpoint import load_segmenter
 from vmamba.tasks.segmentation.inference import segment
 from vmamba.tasks.segmentation.mean_iou import MeanIoU
@@ -74,6 +74,7 @@ class Segmentation:
     Options: ClassVar[type[Settings]] = SegmentationOptions
 
     def __init__(self, job: Job, options: SegmentationOptions) -> None:
+        check_model_options(job)
         self.job, self.options = job, options
 
     def setup(self, *, training: bool = True) -> None:
@@ -102,8 +103,7 @@ class Segmentation:
         job, options = self.job, self.options
         checkpoint = job_checkpoint(job)
         if checkpoint is not None and checkpoint.task != "classification":
-            model = load_segmenter(checkpoint, job.model, backbone_options=job.model_options)
-            require_rgb(model.config.backbone)
+            model = load_segmenter(checkpoint, job.model, backbone_options=RGB | job.model_options)
             if not options.keep_head:
                 model.reset_classes(self.labels)
             elif len(model.config.classes) != len(self.labels):
@@ -113,7 +113,6 @@ class Segmentation:
                 )
         else:
             backbone = backbone_config(job, checkpoint)
-            require_rgb(backbone)
             config = UperNetConfig(backbone, self.labels, options.channels, options.auxiliary_channels)
             model = UperNet(config)
             load_backbone(model.vmamba, job, checkpoint)
