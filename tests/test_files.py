@@ -16,7 +16,7 @@ from vmamba.cli.explanation import explain
 from vmamba.data.class_names import read_class_list
 from vmamba.data.coco_file import read_coco
 from vmamba.data.segmentation_folder import class_list
-from vmamba.data.shards import find_shards
+from vmamba.data.shard_files import find_shards
 from vmamba.data.tar import list_tar
 from vmamba.errors import system_reason
 from vmamba.files import atomic_write, require_file

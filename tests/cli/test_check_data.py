@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +82,27 @@ def test_what_cannot_be_trained_on(photos: Path, capsys: pytest.CaptureFixture[s
     assert "train/empty: the class folder holds no images" in capsys.readouterr().err
     assert main(["check-data", "--data", str(photos / "gone")]) == 2
     assert "no such folder" in capsys.readouterr().err
+
+
+def test_verify_reads_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also those that an information file describes, which are not opened otherwise."""
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "PNG")
+    for split in ("train", "val"):
+        with tarfile.open(tmp_path / f"{split}.tar", "w") as file:
+            for i in range(8):
+                for ending, data in (("png", picture.getvalue() if i else b""), ("cls", b"%d" % (i % 2))):
+                    info = tarfile.TarInfo(f"{i}.{ending}")
+                    info.size = len(data)
+                    file.addfile(info, io.BytesIO(data))
+    content = (tmp_path / "val.tar").read_bytes()
+    (tmp_path / "val.tar").write_bytes(content[:7000])
+    splits = {split: {"filenames": [f"{split}.tar"], "shard_lengths": [8]} for split in ("train", "val")}
+    (tmp_path / "_info.json").write_text(json.dumps({"splits": splits}))
+    options = ("--data", tmp_path, "--set", "format=shards", "num_classes=2")
+    assert not any(part["unreadable"] for part in as_json(capsys, *options)["splits"])
+    train, val = as_json(capsys, *options, "--verify")["splits"]
+    assert [line.split(": ", 1)[1] for line in train["unreadable"]] == ["the file is empty"]
+    assert len(val["unreadable"]) == 2
+    assert "val.tar: cannot read the shard: a member is damaged" in val["unreadable"][1]
+    assert "2 samples can be used, 8 were expected" in val["notes"]

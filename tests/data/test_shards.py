@@ -13,8 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vmamba.data.shards import ShardLoader, find_shards
-from vmamba.errors import ImageError
+from vmamba.data.shard_files import find_shards
+from vmamba.data.shards import ShardLoader, read_shards
+from vmamba.errors import DataError, ImageError
 
 SHARDS, LENGTH = 8, 12
 
@@ -128,7 +129,7 @@ def test_information_file(root: Path) -> None:
     split = {"filenames": [f"train/{name}" for name in names[:2]], "shard_lengths": [LENGTH] * 2}
     (root / "_info.json").write_text(json.dumps({"splits": {"train": split}}))
     assert find_shards(str(root), "train").samples == 2 * LENGTH
-    with pytest.raises(ValueError, match=r"_info\.json: has no 'val'; it must list filenames"):
+    with pytest.raises(ValueError, match=r"_info\.json: has no splits\.val; it must list filenames"):
         find_shards(str(root), "val")
 
 
@@ -141,4 +142,56 @@ def test_impossible(root: Path, tmp_path: Path) -> None:
         find_shards(str(tmp_path), "nothing")
     (root / "train" / "bad.tar").write_bytes(b"no archive")
     with pytest.raises(ValueError, match=r"bad\.tar: cannot read the shard"):
+        find_shards(str(root), "train")
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"filenames": "000.tar"}, 'splits.train.filenames is "000.tar"'),
+        ({"filenames": []}, r"splits.train.filenames is \[\]"),
+        ({"filenames": [1]}, "splits.train.filenames.0 is 1"),
+        ({"shard_lengths": [1.5]}, "splits.train.shard_lengths.0 is 1.5"),
+        ({"shard_lengths": [-1]}, "splits.train.shard_lengths.0 is -1"),
+        ({"shard_lengths": [True]}, "splits.train.shard_lengths.0 is true"),
+        ({"shard_lengths": [1, 2]}, "has 1 filenames and 2 shard_lengths"),
+        ({"shard_lengths": None}, "splits.train.shard_lengths is null"),
+    ],
+)
+def test_information_files_that_cannot_be_meant(root: Path, change: dict[str, object], fault: str) -> None:
+    split = {"filenames": ["train/000.tar"], "shard_lengths": [LENGTH], **change}
+    (root / "_info.json").write_text(json.dumps({"splits": {"train": split}}))
+    with pytest.raises(DataError, match=f"_info.json: .*{fault}"):
+        find_shards(str(root), "train")
+    for content in ("[1]", '{"splits": 3}', "{", "[" * 100_000, ""):
+        (root / "_info.json").write_text(content)
+        with pytest.raises(DataError, match=r"_info\.json: ") as caught:
+            find_shards(str(root), "train")
+        assert "\n" not in str(caught.value)
+
+
+def test_every_sample_is_read_when_asked(root: Path) -> None:
+    """Unreadable images, labels that no class has, shards that are cut off or whose header is damaged."""
+    assert read_shards(find_shards(str(root), "train"), 5) == (SHARDS * LENGTH, [])
+    write_shard(root / "train" / "001.tar", 0, LENGTH, broken=5)
+    names = sorted(p.name for p in (root / "train").glob("*.tar"))
+    split = {"filenames": [f"train/{name}" for name in names], "shard_lengths": [LENGTH] * SHARDS}
+    (root / "_info.json").write_text(json.dumps({"splits": {"train": split}}))
+    whole = (root / "train" / "002.tar").read_bytes()
+    (root / "train" / "002.tar").write_bytes(whole[: len(whole) // 3 - 300])
+    (root / "train" / "003.tar").write_bytes(b"\xff" * 700)
+    good, problems = read_shards(find_shards(str(root), "train"), 4)
+    assert sum("001.tar:0005: it is not an image" in line for line in problems) == 1
+    assert sum("its class is 4, but num_classes is 4" in line for line in problems) > 10
+    assert sum("002.tar: cannot read the shard" in line for line in problems) == 1
+    assert sum("003.tar: cannot read the shard" in line for line in problems) == 1
+    assert 30 < good < SHARDS * LENGTH
+
+
+def test_a_damaged_header_is_not_the_end(root: Path) -> None:
+    path = root / "train" / "001.tar"
+    content = bytearray(path.read_bytes())
+    content[content.index(b"0018.png") + 1] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"001\.tar: cannot read the shard: a member is damaged"):
         find_shards(str(root), "train")

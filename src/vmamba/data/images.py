@@ -129,6 +129,8 @@ def open_image(
     try:
         if content is None and not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
             raise ValueError("it is a pipe, socket or device, not a file")
+        if content is not None and not content.seek(0, os.SEEK_END):
+            raise ValueError("the file is empty")
         with _pixel_limit(max_pixels), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata and merely large images: the pixels are fine
             with Image.open(content or path, formats=image_formats()) as image:

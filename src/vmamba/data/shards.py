@@ -7,14 +7,10 @@ read, but not decoded), and gives every sample once per epoch where the shards a
 from __future__ import annotations
 
 import io
-import json
 import random
 import tarfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, count, cycle, islice
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -24,8 +20,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from vmamba.data.images import image_endings, read_image
 from vmamba.data.loader import leave_signals_to_training, report_skipped
 from vmamba.data.seeding import seeded
-from vmamba.errors import DataError, ImageError, MissingPackageError, system_reason
-from vmamba.files import require_file
+from vmamba.data.shard_files import Shards, reason_of
+from vmamba.data.tar import StrictTarInfo
+from vmamba.data.verify import read_all
+from vmamba.errors import DataError, ImageError
 
 Batch = TypeVar("Batch")
 
@@ -33,75 +31,42 @@ Batch = TypeVar("Batch")
 SHUFFLED = 4096
 
 
-@dataclass(frozen=True)
-class Shards:
-    """The shards of one split.
-
-    Attributes:
-        urls: Files, or addresses that webdataset can open.
-        samples: Samples in all of them.
-        counts: Class → samples; empty where an information file says how many samples there are.
-    """
-
-    urls: tuple[str, ...]
-    samples: int
-    counts: Mapping[int, int] = field(default_factory=dict)
-
-
-def find_shards(root: str, split: str) -> Shards:
-    """The shards of a split.
+def read_shards(shards: Shards, num_classes: int) -> tuple[int, list[str]]:
+    """Read every sample once.
 
     Args:
-        root: Folder or address. Its ``_info.json``, where there is one, names the splits' files and lengths, as timm
-            writes it: ``{"splits": {"train": {"filenames": […], "shard_lengths": […]}}}``; an address needs one.
-            Else the shards are ``root/split/*.tar`` or ``root/*split*.tar`` and their samples are counted.
-        split: ``"train"``, ``"val"`` …
+        shards: See `find_shards`.
+        num_classes: Classes are numbers below it.
+
+    Returns:
+        Number of samples that can be used; what is wrong with each other one, and with each shard that is damaged.
+    """
+
+    def read(url: str) -> tuple[int, list[str]]:
+        good, problems = 0, list[str]()
+        try:
+            for fields in _read([url]):
+                try:
+                    check_label(*_decode(fields)[1:], num_classes)
+                    good += 1
+                except ImageError as error:
+                    problems.append(str(error))
+        except DataError as error:
+            problems.append(str(error))
+        return good, problems
+
+    results = read_all(shards.urls, len(shards.urls), read, "reading shards")
+    return sum(good for good, _ in results), [problem for _, problems in results for problem in problems]
+
+
+def check_label(label: int, name: str, num_classes: int) -> None:
+    """Refuse a class number that no class has.
 
     Raises:
-        MissingPackageError: If webdataset is not installed.
-        DataError: If there are no such shards, one is damaged, or `_info.json` cannot be understood.
+        ImageError: If it is one.
     """
-    try:
-        import webdataset
-    except ImportError:
-        raise MissingPackageError("webdataset", "train") from None
-    root = root.rstrip("/")
-    if "://" in root or (Path(root) / "_info.json").is_file():
-        address = f"{root}/_info.json"
-        try:
-            with webdataset.gopen(address) as file:
-                info = json.load(file)["splits"][split]
-            return Shards(tuple(f"{root}/{name}" for name in info["filenames"]), sum(info["shard_lengths"]))
-        except Exception as error:  # openers of addresses raise nearly anything
-            reason = f"has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-            raise DataError(f"{address}: {reason}; it must list filenames and shard_lengths of {split!r}") from None
-    paths = sorted((Path(root) / split).glob("*.tar")) or sorted(Path(root).glob(f"*{split}*.tar"))
-    if not paths:
-        raise DataError(f"{root}: no shards {split}/*.tar or *{split}*.tar")
-    counts = sum(map(_count, paths), Counter[int]())
-    return Shards(tuple(map(str, paths)), counts.total(), counts)
-
-
-def _count(path: Path) -> Counter[int]:
-    """Samples of each class in a shard; -1 stands for what is no class number."""
-    counts: Counter[int] = Counter()
-    try:
-        require_file(path)
-        with tarfile.open(path) as archive:
-            for member in archive:
-                if member.isreg() and member.name.endswith(".cls"):
-                    content = archive.extractfile(member)
-                    text = content.read(20).strip() if content else b""
-                    counts[int(text) if text.isdigit() else -1] += 1
-    except Exception as error:  # tarfile raises nearly anything on a broken file
-        raise DataError(f"{path}: cannot read the shard: {_reason(error)}") from None
-    return counts
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return system_reason(error)
-    return " ".join(str(error).split()) or type(error).__name__
+    if not 0 <= label < num_classes:
+        raise ImageError(f"{name}: its class is {label}, but num_classes is {num_classes}")
 
 
 class ShardLoader(Generic[Batch]):
@@ -231,14 +196,26 @@ class _Stream(IterableDataset[tuple[Any, list[str]]], Generic[Batch]):
 def _read(urls: Iterable[str]) -> Iterator[dict[str, Any]]:
     """Undecoded samples: member extension → bytes."""
     from webdataset import gopen
-    from webdataset.tariterators import group_by_keys, tar_file_iterator
+    from webdataset.tariterators import group_by_keys
 
     for url in urls:
         try:
-            with gopen(url) as stream:
-                yield from group_by_keys({**member, "__url__": url} for member in tar_file_iterator(stream))
+            with gopen(url) as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=StrictTarInfo) as archive:
+                yield from group_by_keys({**member, "__url__": url} for member in _members(archive))
         except Exception as error:  # tarfile and openers of addresses raise nearly anything
-            raise DataError(f"{url}: cannot read the shard: {_reason(error)}") from error
+            raise DataError(f"{url}: cannot read the shard: {reason_of(error)}") from error
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[dict[str, Any]]:
+    """Name and content of every file in an archive that is read from its start to its end."""
+    while (member := archive.next()) is not None:
+        content = archive.extractfile(member) if member.isreg() else None
+        if content is not None and not member.name.startswith("__"):  # names of what describes the shard
+            data = content.read()
+            if len(data) < member.size:
+                raise DataError("unexpected end of data")
+            yield {"fname": member.name, "data": data}
+        archive.members.clear()  # type: ignore[attr-defined]  # it keeps all that it has read
 
 
 def _shuffled(samples: Iterator[dict[str, Any]], generator: random.Random) -> Iterator[dict[str, Any]]:

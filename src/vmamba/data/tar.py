@@ -8,6 +8,8 @@ import tarfile
 from collections import Counter
 from typing import IO, NamedTuple
 
+from typing_extensions import Self
+
 from vmamba.data.walk import HIDDEN, is_hidden
 from vmamba.errors import DataError, system_reason
 from vmamba.files import require_file
@@ -20,6 +22,19 @@ class Place(NamedTuple):
 
     start: int
     size: int
+
+
+class StrictTarInfo(tarfile.TarInfo):
+    """Members of which a damaged or truncated header is an error; tarfile takes it for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError:
+            if any(buf):
+                raise tarfile.ReadError("a member is damaged") from None
+            raise  # nothing, or the block of zeros that is the end
 
 
 def list_tar(path: str, left_out: Counter[str]) -> dict[str, Place]:
@@ -64,7 +79,7 @@ def open_member(path: str, place: Place) -> IO[bytes]:
 
 def _list(file: IO[bytes], start: int, size: int, folder: str, files: dict[str, Place], left_out: Counter[str]) -> None:
     """Add the files of an archive that begins at `start` of the outermost one, below `folder`."""
-    with tarfile.open(fileobj=file, mode="r:") as archive:
+    with tarfile.open(fileobj=file, mode="r:", tarinfo=StrictTarInfo) as archive:
         for member in archive:
             if member.size < 0 or member.offset_data + member.size > size:
                 raise DataError("unexpected end of data")
@@ -83,9 +98,6 @@ def _list(file: IO[bytes], start: int, size: int, folder: str, files: dict[str, 
                 _list(inner, start + member.offset_data, member.size, f"{name[:-4]}/", files, left_out)
             else:
                 files[name] = Place(start + member.offset_data, member.size)
-        file.seek(archive.offset)
-        if any(file.read(tarfile.BLOCKSIZE)):  # tarfile takes a header that is cut off or damaged for the end
-            raise DataError("a member is damaged")
 
 
 def _parts(name: str) -> list[str]:

@@ -10,7 +10,8 @@ import numpy as np
 from vmamba.data.hugging_face import HuggingFaceImages
 from vmamba.data.image_dataset import hold_out, read_file
 from vmamba.data.image_folder import ImageFolder, LabelledFiles, find_split
-from vmamba.data.shards import find_shards
+from vmamba.data.shard_files import find_shards
+from vmamba.data.shards import read_shards
 from vmamba.data.summary import DataSummary, SplitSummary
 from vmamba.data.verify import unreadable
 from vmamba.errors import DataError
@@ -110,13 +111,13 @@ class ClassificationData:
         """Images of each class in each split, and everything remarkable.
 
         Args:
-            verify: Read every image, too. Shards are not read.
+            verify: Read every image, too.
 
         Raises:
             DataError: If the data cannot be trained on.
         """
         if self.format == "shards":
-            parts = [self._shards(split) for split in ("train", "val")]
+            parts = [self._shards(split, verify) for split in ("train", "val")]
             return DataSummary("classification", self.root, parts)
         parts = [
             self._part("train", self.train, self.train_indices, verify),
@@ -148,11 +149,14 @@ class ClassificationData:
         broken = unreadable(len(indices), lambda i: read_file(files, indices[i])) if verify else []
         return SplitSummary(split, files.path, len(indices), counts, left_out=left_out, unreadable=broken)
 
-    def _shards(self, split: str) -> SplitSummary:
+    def _shards(self, split: str, verify: bool) -> SplitSummary:
         shards = find_shards(self.root, self.splits[split])
         counts = {name: shards.counts.get(i, 0) for i, name in enumerate(self.classes)} if shards.counts else {}
         unknown = shards.samples - sum(counts.values()) if shards.counts else 0
         left_out = {"samples whose .cls is no class number below num_classes": unknown}
-        return SplitSummary(
-            split, self.root, shards.samples, counts, "images", left_out, [f"{len(shards.urls)} shards"]
-        )
+        notes, broken = [f"{len(shards.urls)} shards"], list[str]()
+        if verify:
+            good, broken = read_shards(shards, len(self.classes))
+            if good + len(broken) != shards.samples:
+                notes.append(f"{good:,} samples can be used, {shards.samples:,} were expected")
+        return SplitSummary(split, self.root, shards.samples, counts, "images", left_out, notes, broken)

@@ -22,9 +22,10 @@ from vmamba.checkpoints.saving import save_weights
 from vmamba.data.classification_transforms import training_transform
 from vmamba.data.image_dataset import ImageDataset, Sample, median_size
 from vmamba.data.loader import IndexedLoader
-from vmamba.data.shards import ShardLoader, find_shards
+from vmamba.data.shard_files import find_shards
+from vmamba.data.shards import ShardLoader, check_label
 from vmamba.data.summary import DataSummary
-from vmamba.errors import CheckpointError, DataError, ImageError, OptionError
+from vmamba.errors import CheckpointError, DataError, OptionError
 from vmamba.files import atomic_write
 from vmamba.settings import Settings
 from vmamba.tasks.classification.accuracy import Accuracy
@@ -188,8 +189,7 @@ class Classification:
         classes = self.num_classes
 
         def sample(image: Image.Image, label: int, name: str) -> Sample:
-            if not 0 <= label < classes:
-                raise ImageError(f"{name}: its class is {label}, but num_classes is {classes}")
+            check_label(label, name, classes)
             return Sample(transform(image), label, name)
 
         return ShardLoader(
