@@ -271,3 +271,25 @@ def test_weights_for_grey_images_take_photographs(
     output = () if command == "predict" else ("--output", tmp_path / "out")
     assert run(command, images, "--checkpoint", path, "--image-size", 64, *output, "--json") == 0
     assert isinstance(json.loads(capsys.readouterr().out), list)
+
+
+@pytest.mark.parametrize("command", ["detect", "segment"])
+def test_quiet_prints_nothing_that_is_written(
+    command: str, run: Run, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: Any
+) -> None:
+    checkpoint = request.getfixturevalue({"detect": "detector", "segment": "segmenter"}[command])
+    arguments = (
+        command,
+        images,
+        "--checkpoint",
+        checkpoint,
+        "--image-size",
+        64,
+        "--output",
+        tmp_path / "out",
+        "--quiet",
+    )
+    assert run(*arguments) == 0
+    assert capsys.readouterr() == ("", "")
+    assert run(*arguments, "--json") == 0
+    assert isinstance(json.loads(capsys.readouterr().out), list)

@@ -247,6 +247,20 @@ def test_other_run_in_the_folder(train: Train, fails: Callable[..., str], tmp_pa
     assert before == {p: p.read_bytes() for p in output.rglob("*") if p.is_file()}
 
 
+def test_inputs_are_never_written_over(train: Train, fails: Callable[..., str], recipe: Path, tmp_path: Path) -> None:
+    """A recipe and weights that lie where the run would write its own."""
+    output = tmp_path / "run"
+    weights = save_weights(vmamba.create_model("vmamba_pico", num_classes=4), output / "weights" / "model.safetensors")
+    before = weights.read_bytes()
+    line = fails("--checkpoint", weights, "--set", "model_options={}", output=output)
+    assert f"{weights} would be written over an input" in line
+    own = output / "recipe.yaml"
+    own.write_text("# mine\n" + recipe.read_text())
+    assert main(["train", "--recipe", str(own), "--data", "nowhere", "--output", str(output)]) == 2
+    assert own.read_text().startswith("# mine")
+    assert weights.read_bytes() == before
+
+
 def test_loss_is_not_finite(
     fails: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: Path
 ) -> None:

@@ -18,14 +18,13 @@ from vmamba.cli.results import Failures, array_file, output_paths, printer, resu
 from vmamba.data.images import find_images, read_image
 from vmamba.data.masks import encode_mask
 from vmamba.frozen import freeze
-from vmamba.progress import progress_bar
+from vmamba.progress import progress_bar, remark
 from vmamba.tasks.dense.pictures import draw_detections
 from vmamba.tasks.detection.checkpoint import load_detector
 from vmamba.tasks.detection.detections import Detections
 from vmamba.tasks.detection.mask_rcnn import MaskRCNN
 from vmamba.tasks.detection.prediction import PUBLISHED, detect
 from vmamba.tasks.protocol import RGB
-from vmamba.terminal import printable
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
@@ -70,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         stack.enter_context(results_folder(options.output))
         save = stack.enter_context(array_file(options.output / RESULTS))
-        show = stack.enter_context(printer(options.json))
+        show = stack.enter_context(printer(options.json, written=True))
         bar = stack.enter_context(progress_bar("images"))
         for path in bar.track(images, description="detecting"):
             with failures.of(path):
@@ -84,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
                     save(record)
                 show(records, [f"{path} → {picture}", *map(_line, records)])
     if not options.json:
-        print(f"wrote pictures and {RESULTS} (COCO's results format) to {printable(options.output)}")
+        remark(f"wrote pictures and {RESULTS} (COCO's results format) to {options.output}")
     return failures.finish()
 
 

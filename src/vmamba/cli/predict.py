@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     model = freeze(_classifier(options).to(target))
     names = class_names(model.num_classes, options.labels, info_of(model).class_names)
     failures = Failures()
-    with printer(options.json) as show:
+    with printer(options.json, written=False) as show:
         for prediction in predict(
             model,
             _with_progress(paths),

@@ -14,6 +14,7 @@ from vmamba.checkpoints.info import info_path
 from vmamba.cli.explanation import explain
 from vmamba.errors import VMambaError
 from vmamba.files import atomic_write, lock, refuse_overwriting, remove_leftovers, unique_output_names
+from vmamba.progress import is_quiet
 from vmamba.terminal import escaped_json, printable
 
 Add = Callable[[Any], None]
@@ -112,19 +113,23 @@ def print_json(value: Any, before: str = "") -> None:
 
 
 @contextmanager
-def printer(as_json: bool) -> Iterator[Callable[[Sequence[Any], Sequence[str]], None]]:
+def printer(as_json: bool, *, written: bool) -> Iterator[Callable[[Sequence[Any], Sequence[str]], None]]:
     """A function that prints the results of one image at once.
 
     It takes records, the entries of a JSON array, and lines for people, and prints one or the other.
+
+    Args:
+        as_json: Print the records.
+        written: The results are written to files, too: nobody who wants it quiet needs the lines.
     """
     with printed_array() if as_json else nullcontext() as add:
 
         def show(records: Sequence[Any], lines: Sequence[str]) -> None:
-            if add is None:
-                print("\n".join(map(printable, lines)), flush=True)
-            else:
+            if add is not None:
                 for record in records:
                     add(record)
+            elif not (written and is_quiet()):
+                print("\n".join(map(printable, lines)), flush=True)
 
         yield show
 

@@ -17,7 +17,7 @@ from vmamba.cli.results import Failures, array_file, output_paths, printer, resu
 from vmamba.data.images import find_images, read_image
 from vmamba.files import atomic_write
 from vmamba.frozen import freeze
-from vmamba.progress import progress_bar
+from vmamba.progress import progress_bar, remark
 from vmamba.tasks.dense.pictures import class_fractions, draw_segmentation
 from vmamba.tasks.protocol import RGB
 from vmamba.tasks.segmentation.checkpoint import load_segmenter
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
         with atomic_write(options.output / CLASSES) as file:
             file.write("".join(f"{printable(name)}\n" for name in classes).encode())
         save = stack.enter_context(array_file(options.output / RESULTS))
-        show = stack.enter_context(printer(options.json))
+        show = stack.enter_context(printer(options.json, written=True))
         bar = stack.enter_context(progress_bar("windows"))
         task = bar.add_task("segmenting", total=None)
         for number, path in enumerate(images, start=1):
@@ -84,9 +84,8 @@ def run(options: argparse.Namespace) -> int:
                 save(record)
                 show([record], [f"{path} → {picture}", *_lines(record)])
     if not options.json:
-        print(
-            f"wrote pictures, label maps (the value is the line of {CLASSES}, from 0) and {RESULTS} "
-            f"to {printable(options.output)}"
+        remark(
+            f"wrote pictures, label maps (the value is the line of {CLASSES}, from 0) and {RESULTS} to {options.output}"
         )
     return failures.finish()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmamba.cli.arguments import add_device, device
+from vmamba.files import refuse_overwriting
 from vmamba.training.distributed import init_distributed, restarted
 from vmamba.training.interruption import Interrupted, StopRequests
 from vmamba.training.log import say
@@ -82,6 +83,8 @@ def _run(options: argparse.Namespace, stop: StopRequests) -> int:
         print(recipe.to_yaml(), end="")
         return 0
     output = options.output or Path("runs") / name.removesuffix(".yaml")
+    if not (output / "checkpoints").exists():  # else it is the run's own
+        refuse_overwriting([output / "recipe.yaml"], [Path(name)])
     resume = options.resume or ("auto" if restarted() else None)
     with init_distributed(device(options.device)) as processes:
         result = train(recipe, output, processes, resume=resume, stop=stop)

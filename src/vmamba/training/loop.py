@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vmamba.errors import DataError, OptionError, TrainingError
-from vmamba.files import atomic_write
+from vmamba.files import atomic_write, refuse_overwriting
 from vmamba.tasks import task_class
 from vmamba.tasks.protocol import Job, Metric, Task, TaskRecipe
 from vmamba.training.distributed import Processes, restarted
@@ -22,6 +22,9 @@ from vmamba.training.recipe import Recipe
 from vmamba.training.run_folder import RunFolder
 from vmamba.training.state import Position
 from vmamba.training.trainer import NonFinite, Trainer
+
+#: Folder of the weights that a run writes for use, and what tasks write there.
+WEIGHTS, WRITTEN = "weights", ("model.safetensors", "model.json", "labels.txt")
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ def train(
     """
     stop = stop or StopRequests()
     folder = RunFolder(output, recipe.keep, patience=30 if restarted() else 0)
+    if recipe.checkpoint is not None:
+        refuse_overwriting([output / WEIGHTS / name for name in WRITTEN], [Path(recipe.checkpoint)])
     processes.on_first(lambda: folder.check(resume))
     task = task or task_class(recipe.task)(job_of(recipe, processes), recipe.options)
     task.setup()
@@ -193,7 +198,7 @@ class Run:
                 position.best, improved = results[metric.name], True
                 if processes.first:
                     summary = self._summary(name, results)
-                    self.files = task.export(model, self.folder.path / "weights", summary)
+                    self.files = task.export(model, self.folder.path / WEIGHTS, summary)
         position.to_validate = False
         self.log.validation(row)
         processes.on_first(lambda: self.folder.checkpoints.mark_validated(position, improved))
