@@ -97,3 +97,15 @@ def test_a_disk_that_is_full_while_a_table_grows(tmp_path: Path) -> None:
 def test_remedies_are_for_errors_of_the_system() -> None:
     assert system_reason(OSError("odd")) == "odd"
     assert system_reason(OSError(errno.EIO, "Input/output error")) == "Input/output error"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have other permissions")
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_permissions_are_those_of_other_files(mask: int, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        with atomic_write(tmp_path / "a") as file:
+            file.write(b"a")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o666 & ~mask

@@ -13,6 +13,7 @@ from PIL import Image
 import vmamba
 from vmamba.checkpoints.saving import save_weights
 from vmamba.cli import main
+from vmamba.cli.analyze.arguments import remark_on_spread
 from vmamba.tables import read_csv
 
 pytestmark = pytest.mark.slow
@@ -100,3 +101,10 @@ def test_scaling(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 def test_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["analyze", "cost", "resnet5"]) == 2
     assert capsys.readouterr().err == "vmamba: error: unknown model 'resnet5'; do you mean 'resnet50'?\n"
+
+
+def test_a_disturbed_measurement_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    remark_on_spread([("steady", 1.2), ("disturbed", 31)])
+    assert "the slowest call of disturbed took 31 times the median" in capsys.readouterr().out
+    remark_on_spread([("steady", 1.2)])
+    assert capsys.readouterr().out == ""

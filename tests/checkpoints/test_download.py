@@ -254,3 +254,8 @@ def test_progress_bar_is_on_stderr(server, content, tmp_path, capfd, monkeypatch
     out, err = capfd.readouterr()
     assert out == ""
     assert ("{a}[b].pth" in err and "kB" in err) == wanted
+
+
+def test_a_failed_download_leaves_no_lock(server, content, tmp_path):
+    failure(f"{server.url}/none.pth", directory=tmp_path)
+    assert left(tmp_path) == []

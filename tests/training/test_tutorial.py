@@ -48,3 +48,27 @@ def test_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     for program in re.findall(r"```python\n(.*?)```", TUTORIAL, flags=re.DOTALL):
         exec(compile(program, "finetune.md", "exec"), {})
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_class_names_of_every_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Spaces and full stops, in the command that trains and in the program that predicts."""
+    monkeypatch.chdir(tmp_path)
+    names = ["St. Bernard", "great dane", "猫"]
+    for split, count in (("train", 4), ("val", 1)):
+        for i, name in enumerate(names):
+            folder = tmp_path / "photos" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (32, 32), (80 * i, 40 * number, 0)).save(folder / f"a.{number}.png")
+    arguments = "train --data photos --model vmamba_pico --output runs/photos --epochs 1 --batch-size 4"
+    assert main([*arguments.split(), "--workers", "0", "--set", "warmup_epochs=0"]) == 0
+    capsys.readouterr()
+    for program in re.findall(r"```python\n(.*?)```", TUTORIAL, flags=re.DOTALL):
+        exec(compile(program, "finetune.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(names)
+    for line, name in zip(lines, sorted(names), strict=True):
+        assert line.startswith(f"photos/val/{name}/a.0.png ")
+        assert any(f"png {guess} " in line for guess in names)
