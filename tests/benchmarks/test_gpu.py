@@ -1,174 +1,281 @@
-"""The benchmark for a GPU, all but its timing: what it refuses, compares and writes, on tiny shapes on the CPU."""
+"""The benchmark for a GPU, all but its measuring: order, limits, what is kept, resumed, flagged and concluded."""
 
 from __future__ import annotations
 
-import subprocess
+import json
+import re
 import sys
+import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import gpu
-import gpu_report
-import gpu_scan
+import gpu_bench.context
 import pytest
 import torch
-from gpu_scan import Shape, WrongScanError
-from torch import Tensor
+from gpu_bench.children import run_child
+from gpu_bench.conduct import Conductor, summary
+from gpu_bench.context import ROW
+from gpu_bench.goals import verdicts
+from gpu_bench.plan import FULL, SMOKE
+from gpu_bench.record import COLUMNS, Record
+from gpu_bench.report import draw
+from gpu_bench.steps import Step, schedule
 
-from support.golden import relative_error
-from support.operands import ss2d_operands
-from vmamba.ops import ss2d_scan, use_backend
-from vmamba.ops.backends import reference
-from vmamba.ops.operands import SS2DOperands
 from vmamba.tables import read_csv
 
 pytestmark = pytest.mark.slow
 
-SMALL = Shape("small", 2, 3, 5, 8, 2, 2, torch.float32)
+HEAD = {"commit": "abc1234", "device": "a GPU", "date": "today"}
+Fake = Callable[[Sequence[str], Callable[[str], None]], "str | None"]
 
 
-def run(folder: Path, *arguments: str) -> tuple[int, str]:
-    code = gpu.main([*arguments, "--plan", "smoke", "--device", "cpu", "--rounds", "3", "--output", str(folder)])
-    return code, (folder / "gpu.md").read_text(encoding="utf-8")
+def steps(*names: str) -> dict[str, Step]:
+    """Steps of two models, ours after the scan was seen to be right."""
+    cases: dict[str, tuple[str, ...]] = {"vmamba_pico": ("small",), "peer": ()}
+    correctness = Step("correctness", {"small": ()}, print)
+    chosen = [Step(name, cases, print, print, after="correctness", jobs=3) for name in names]
+    return {step.name: step for step in (correctness, *chosen)}
 
 
-def test_the_usual_way_computes_the_same() -> None:
-    operands = [t.requires_grad_() for t in ss2d_operands(2, 3, 5, 4, 2, 2, "cross")]
-    usual = gpu_scan.unfused(*gpu_scan.unfused_operands(operands)).permute(0, 2, 3, 1)
-    expected = reference.ss2d_scan(SS2DOperands(*operands, "cross"))
-    assert relative_error(usual, expected) < 1e-12
-    dy = torch.randn_like(expected)
-    for a, b in zip(*(torch.autograd.grad(y, operands, dy) for y in (usual, expected)), strict=True):
-        assert relative_error(a, b) < 1e-12
+def conductor(folder: Path, children: Fake, *names: str, seconds: float = 1000.0) -> Conductor:
+    """A run whose processes are calls of `children` with the arguments and a reader of lines."""
+    record = Record(SMOKE, folder, "gpu", dict(HEAD))
+    record.resume()
+    deadline = time.monotonic() + seconds
+    return Conductor(record, steps(*names), (), deadline, lambda command, _, read, __: children(command[2:], read))
 
 
-def test_least_bytes_are_those_of_the_kernels_docstrings() -> None:
-    shape = Shape("stage 1", 128, 56, 56, 96, 6)
-    values = 128 * 56 * 56 * 96
-    assert shape.least_bytes(backward=False) / values == pytest.approx(2 * 2 + 4 * 8 * 2 / 96)
-    backward = shape.least_bytes(backward=True) - shape.least_bytes(backward=False)
-    assert backward / values == pytest.approx(3 * 2 + 2 * 4 * 8 * 2 / 96)
+def row(step: str, case: str, what: str, **more: Any) -> str:
+    return ROW + json.dumps({"step": step, "case": case, "what": what, "status": "ok", **more})
 
 
-def test_a_right_scan_is_right() -> None:
-    errors = gpu_scan.check(SMALL, "cpu")
-    assert list(errors) == ["y", *gpu_scan.NAMES]
-    assert max(errors.values()) < 1e-5
+def well(arguments: Sequence[str], read: Callable[[str], None]) -> str | None:
+    """Every process does what it should."""
+    kind, step, _, *cases = arguments
+    for case in cases if kind == "--run" else ():
+        read(row(step, case, "error" if step == "correctness" else "compiled", value=0.1, images_per_s=500.0))
+    return None
 
 
-class Distorted:
-    """The scan with something wrong in every second call that is not made for the truth, which is in float64."""
+def test_everything_is_on_the_disk_after_every_row(tmp_path: Path) -> None:
+    seen: list[int] = []
 
-    def __init__(self, output: float = 0.0, gradient: float = 0.0, every: int = 1) -> None:
-        self.output, self.gradient, self.every, self.calls = output, gradient, every, 0
+    def children(arguments: Sequence[str], read: Callable[[str], None]) -> str | None:
+        def look(line: str) -> None:
+            read(line)
+            seen.append(len(read_csv(tmp_path / "gpu.csv")))
+            assert "| vmamba_pico |" in (tmp_path / "gpu.md").read_text() or len(seen) == 1
 
-    def __call__(self, *operands: Tensor) -> Tensor:
-        if operands[0].dtype == torch.float64:
-            return ss2d_scan(*operands)
-        self.calls += 1
-        amount = self.gradient if self.calls % self.every == 0 else 0.0
-        x, dbc, weight, *rest = operands
-        weight = weight + amount * (weight - weight.detach())  # leaves the value, changes the gradient
-        return ss2d_scan(x, dbc, weight, *rest) * (1 + self.output)
+        return well(arguments, look)
+
+    run = conductor(tmp_path, children, "inference T")
+    assert run.conduct(["correctness", "inference T"], again=False)
+    assert seen == [1, 2, 3]
+    assert run.record.outcomes == {"correctness": "done", "inference T": "done"}
+
+
+def test_what_fails_is_flagged_and_the_rest_goes_on(tmp_path: Path) -> None:
+    commands: list[Sequence[str]] = []
+
+    def children(arguments: Sequence[str], read: Callable[[str], None]) -> str | None:
+        commands.append(arguments)
+        if arguments[0] == "--prepare" and arguments[-1] == "peer":
+            return "not done within 150 s"
+        well(arguments, read)
+        return "ended by SIGSEGV" if arguments[:2] == ["--run", "training T"] else None
+
+    run = conductor(tmp_path, children, "training T", "growth")
+    assert run.conduct(["training T", "growth"], again=False)  # correctness comes first by itself
+    assert [c for c in commands if c[0] == "--run"] == [
+        ["--run", "correctness", "--cases", "small"],
+        ["--run", "training T", "--cases", "vmamba_pico"],
+        ["--run", "growth", "--cases", "vmamba_pico"],
+    ]
+    statuses = {(r["step"], r["case"]): r["status"] for r in run.record.rows}
+    assert statuses["training T", "peer"] == "failed to compile: not done within 150 s"
+    assert statuses["training T", "vmamba_pico"] == "ok"  # measured before the crash
+    assert run.record.outcomes["training T"] == "failed: ended by SIGSEGV"
+    text = (tmp_path / "gpu.md").read_text()
+    assert "## Steps that broke off\n\n- training T: failed: ended by SIGSEGV" in text
+
+
+def test_ours_is_not_timed_with_a_wrong_scan(tmp_path: Path) -> None:
+    def children(arguments: Sequence[str], read: Callable[[str], None]) -> str | None:
+        if arguments[1] == "correctness":
+            read(row("correctness", "small", "error").replace('"ok"', '"wrong: the output is wrong by 5.0e-01"'))
+            return None
+        return well(arguments, read)
+
+    run = conductor(tmp_path, children, "inference T")
+    run.conduct(["inference T"], again=False)
+    statuses = {r["case"]: r["status"] for r in run.record.rows if r["step"] == "inference T"}
+    assert statuses == {"vmamba_pico": "not timed: the scan was not seen to be right at small", "peer": "ok"}
+
+
+def test_the_next_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["inference T", "growth"]
+
+    def late(arguments: Sequence[str], read: Callable[[str], None]) -> str | None:
+        well(arguments, read)
+        if arguments[:2] == ["--run", "inference T"]:  # after its rows, before its end
+            run.deadline = time.monotonic() - 1
+            return "not done within 3 s"
+        return None
+
+    run = conductor(tmp_path, late, *names)
+    assert not run.conduct(names, again=False)
+    assert "no time left for the whole of inference T; the same command begins it again" in capsys.readouterr().out
+    ran: list[str] = []
+
+    def children(arguments: Sequence[str], read: Callable[[str], None]) -> str | None:
+        ran.append(" ".join(arguments[:2]))
+        return well(arguments, read)
+
+    run = conductor(tmp_path, children, *names)
+    assert list(run.record.outcomes) == ["correctness"]
+    assert len(run.record.rows) == 3  # what was measured stays until it is measured again
+    assert run.conduct(names, again=False)
+    assert ran == [f"{kind} {name}" for name in names for kind in ("--prepare", "--prepare", "--run")]
+    assert len(run.record.rows) == 5
+    assert run.record.outcomes == dict.fromkeys(["correctness", *names], "done")
+
+    ran.clear()
+    assert run.conduct(names, again=False)
+    assert ran == []
+    assert run.conduct(["growth"], again=True)
+    assert ran == ["--prepare growth", "--prepare growth", "--run growth"]
+    assert len(run.record.rows) == 5
+    assert not conductor(tmp_path, well, "other", seconds=1).conduct(["other"], again=False)
+    assert "no time left for other and what follows" in capsys.readouterr().out
+
+
+def test_other_code_begins_anew(tmp_path: Path) -> None:
+    conductor(tmp_path, well, "growth").conduct(["growth"], again=False)
+    record = Record(SMOKE, tmp_path, "gpu", HEAD | {"date": "tomorrow", "commit": "abc1234 with changes"})
+    assert record.resume()  # the results themselves are changes
+    assert len(record.rows) == 3
+    assert not Record(SMOKE, tmp_path, "gpu", HEAD | {"commit": "def5678"}).resume()
+
+
+def test_few_preparations_at_once(tmp_path: Path) -> None:
+    lock, running, peak = threading.Lock(), [0], [0]
+
+    def children(arguments: Sequence[str], read: Callable[[str], None]) -> str | None:
+        with lock:
+            running[0] += 1
+            peak[0] = max(peak[0], running[0])
+        time.sleep(0.05)
+        with lock:
+            running[0] -= 1
+        return well(arguments, read)
+
+    run = conductor(tmp_path, children)
+    many = Step("training T", {f"peer {i}": () for i in range(9)}, print, print, jobs=3)
+    assert run.run_step(many)
+    assert peak[0] == 3
+    assert all(step.jobs <= 3 for step in schedule(FULL).values() if "training" in step.name)
+
+
+def test_the_most_important_comes_first() -> None:
+    names = list(schedule(FULL))
+    assert names[:5] == ["graph", "correctness", "scan", "inference T", "training T"]
+    assert names.index("scan, large") < names.index("growth") < names.index("inference S")
+    assert names[-4:] == ["inference others", "training others", "inference T eager", "training T eager"]
+    for step in schedule(FULL).values():
+        assert not step.after or names.index(step.after) < names.index(step.name)
 
 
 @pytest.mark.parametrize(
-    ("scan", "message"),
+    ("code", "problem"),
     [
-        (Distorted(output=1e-3), "wrong by"),
-        (Distorted(output=float("nan")), "the output is wrong by inf"),
-        (Distorted(gradient=1e-3), "small: the gradient of dt_weight is wrong by 1.0e-03; not timed"),
-        (Distorted(gradient=1e-3, every=2), "the gradient of dt_weight differs between two runs; not timed"),
+        ("print('a'); print('b')", None),
+        ("print('a'); print('b'); raise SystemExit(3)", "b"),
+        ("raise SystemExit(3)", "exit status 3"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "ended by SIGSEGV"),
+        ("print('a'); raise ValueError('out of memory')", "ValueError: out of memory"),
     ],
 )
-def test_a_wrong_scan_is_refused(scan: Distorted, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_scan, "ss2d_scan", scan)
-    with pytest.raises(WrongScanError, match=message):
-        gpu_scan.check(SMALL, "cpu")
+def test_children(code: str, problem: str | None) -> None:
+    lines: list[str] = []
+    assert run_child([sys.executable, "-c", code], 60, lines.append) == problem
+    assert lines[:1] == (["a"] if "'a'" in code else [])
 
 
-def test_a_wrong_scan_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_scan, "ss2d_scan", Distorted(output=0.5))
-    code, text = run(tmp_path, "scan", "inference")
-    assert code == 1
-    assert "the scan is wrong at these shapes; not timed" in text
-    assert {row["section"] for row in read_csv(tmp_path / "gpu.csv")} == {"copy"}
-
-
-def test_what_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All sections; only what torch.compile would do is left out."""
-    monkeypatch.setattr(torch, "compile", lambda model, **_: model)
-    code, text = run(tmp_path, "--commit", "abc1234")
-    assert code == 0
-    rows = read_csv(tmp_path / "gpu.csv")
-    assert {row["section"] for row in rows} == set(gpu.SECTIONS) - {"correctness"}
-    assert all(0 < float(row["ms_low"]) <= float(row["ms"]) <= float(row["ms_high"]) for row in rows)
-    training = {row["case"] for row in rows if row["section"] == "training"}
-    assert training == {f"{name} {how}" for name in ("vmamba_pico", "test_convnext") for how in ("eager", "compiled")}
-    for words in ("commit: abc1234", "torch " + torch.__version__, "## Relative error", "against chunked"):
-        assert words in text
-    assert "Left out" not in text
-    assert (tmp_path / "gpu.png").stat().st_size > 10_000
-
-
-def test_what_breaks_costs_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(bench: Any) -> None:
-        raise RuntimeError("out of memory\nwith a long story")
-
-    monkeypatch.setitem(gpu.SECTIONS, "scan", broken)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as where it is not installed
-    code, text = run(tmp_path, "copy", "scan", "growth")
-    assert code == 0
-    assert "- scan broke off: RuntimeError: out of memory\n" in text
-    assert {row["section"] for row in read_csv(tmp_path / "gpu.csv")} == {"copy", "growth"}
-    assert not (tmp_path / "gpu.png").exists()
-
-
-def test_a_wrong_model_is_refused() -> None:
-    model = gpu.prepared("vmamba_pico", 32, "cpu")
-    images = torch.randn(1, 3, 32, 32)
-    gpu.check_model("vmamba_pico", model, model, images)
-    with pytest.raises(ValueError, match=r"vmamba_pico is wrong by 1\.0e-01 against its eager, portable form"):
-        gpu.check_model("vmamba_pico", model, lambda x: 1.1 * model(x), images)
-
-
-def test_time_is_limited(tmp_path: Path) -> None:
-    start = time.monotonic()
-    with pytest.raises(gpu.OutOfTimeError), gpu.within(0.05):
-        time.sleep(5)
-    assert time.monotonic() - start < 2
-    with gpu.within(60):
-        pass
-    code, text = run(tmp_path, "copy", "growth", "--seconds", "0.1")
-    assert code == 0
-    assert "- copy: left out, no time\n- growth: left out, no time" in text
-
-
-def test_preparations() -> None:
-    """In processes of their own; one that fails is a line."""
-    names = gpu.preparations(gpu.SMOKE, gpu.SECTIONS)
-    expected = ["scan small", "scan one patch", "inference vmamba_pico", "inference test_convnext"]
-    assert list(names) == [*expected, "training vmamba_pico", "training test_convnext"]
-    assert gpu.main(["--prepare", "scan small", "--plan", "smoke", "--device", "cpu"]) == 0  # what a process does
-    bench = gpu.Bench(gpu.SMOKE, "cpu", 3, time.monotonic() + 100)
-    gpu.prepare(bench, ["scan nowhere"], "smoke", 2, 100)
-    assert bench.notes == ["not compiled beforehand: scan nowhere: KeyError: 'scan nowhere'"]
-
-
-def test_it_runs_without_rich() -> None:
+def test_a_child_and_its_own_children_are_ended(tmp_path: Path) -> None:
+    """Also one that ignores every polite request, and holds the pipe open through a process of its own."""
     code = (
-        "import sys; sys.modules['rich'] = None; sys.path.append(sys.argv[1]); import gpu; gpu.alternate({'a': int}, 3)"
+        "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "print(child.pid, flush=True); time.sleep(60)"
     )
-    command = [sys.executable, "-c", code, str(Path(gpu.__file__).parent)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    lines: list[str] = []
+    start = time.monotonic()
+    assert run_child([sys.executable, "-c", code], 2, lines.append) == "not done within 2 s"
+    assert time.monotonic() - start < 20
+    assert ended(Path(f"/proc/{lines[0]}/stat"))
+
+
+def ended(process: Path) -> bool:
+    """Whether a process is gone, or waits for nothing but its parent, some moments after it was killed."""
+    for _ in range(200):
+        try:
+            if process.read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def values(step: str, case: str, what: str, **more: Any) -> dict[str, Any]:
+    return dict.fromkeys(COLUMNS, "") | {"step": step, "case": case, "what": what, "status": "ok"} | more
+
+
+def test_goals() -> None:
+    label = FULL.first[0].label
+    swin, ours = "swin_tiny_patch4_window7_224", "vmamba_tiny_s1l8"
+    rows = [
+        values("graph", ours, "inference", value=27),
+        values("correctness", label, "error", value=0.2),
+        values("correctness", FULL.first[1].label, "error", status="wrong: the output is wrong by 5.0e-01"),
+        values("scan", "fused", "forward", ms=2.0, of_floor=0.54, note=label),
+        values("scan", "unfused (mamba_ssm)", "forward", ms=10.0, note=label),
+        values("scan", "unfused (our selective_scan)", "forward", status="failed: out of memory", note=label),
+        values("inference T", ours, "compiled", images_per_s=150.0),
+        values("inference T", swin, "compiled", images_per_s=100.0),
+        values("inference T", "convnext_tiny", "", status="failed to compile: not done within 240 s"),
+        values("growth", ours, "inference", size=512, ms=1.0),
+        values("growth", ours, "inference", size=2048, ms=20.0),
+    ]
+    outcomes = {"graph": "done", "correctness": "done", "scan": "done", "inference T": "done", "growth": "done"}
+    lines = [str(verdict) for verdict in verdicts(rows, outcomes, FULL)]
+    for line in (
+        f"graphs of {ours}, inference: 27, wanted = 1: missed",
+        f"graphs of {ours}, training: wanted = 1: not measured: no such case",
+        f"scan right, {label}: worst error over tolerance: 0.2, wanted ≤ 1: reached",
+        "scan right, 224² stage 2: worst error over tolerance: wanted ≤ 1: "
+        "not measured: wrong: the output is wrong by 5.0e-01",
+        f"scan, {label}, forward: of the floor: 0.54, wanted ≥ 0.6: missed by 10%",
+        f"scan, {label}, forward: against unfused (mamba_ssm): 5 ×, wanted ≥ 4 ×: reached",
+        f"scan, {label}, forward: against unfused (our selective_scan): wanted ≥ 4 ×: "
+        "not measured: failed: out of memory",
+        f"inference, compiled, {ours} against swin_tiny: 1.5 ×, wanted ≥ 1.36 ×: reached",
+        f"inference, compiled, {ours} against convnext_tiny: wanted ≥ 1 ×: "
+        "not measured: failed to compile: not done within 240 s",
+        f"training, compiled, {ours} against swin_tiny: wanted ≥ 1 ×: not measured: not run yet",
+        "time per pixel, 2048² against 512²: 1.25 ×, wanted ≤ 1.15 ×: missed by 9%",
+    ):
+        assert line in lines
+    assert len(lines) == 2 + 4 + 2 * 4 * 2 + 1 + 2 * 2 + 1 + 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["scans"], "unknown section 'scans'; choose from correctness, copy"),
+        (["scans"], "unknown step 'scans'; choose from 'graph', 'correctness', 'scan'"),
         (["--rounds", "2"], "--rounds must be at least 3 for quartiles, got 2"),
         ([], "no GPU is in reach of PyTorch"),
     ],
@@ -182,28 +289,43 @@ def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.Capt
     assert message in capsys.readouterr().err
 
 
-def test_targets() -> None:
-    def row(section: str, case: str, what: str, **more: Any) -> dict[str, Any]:
-        return {"section": section, "case": case, "what": what, "note": "", **more}
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One step in a real process; everything else is not measured, and the next run knows it."""
+    command = ["graph", "--plan", "smoke", "--device", "cpu", "--output", str(tmp_path), "--commit", "abc1234"]
+    assert gpu.main(command) == 0
+    output = capsys.readouterr().out
+    assert "graphs of vmamba_pico, inference: 1, wanted = 1: reached" in output
+    assert re.search(r"scan, small, forward: of the floor: wanted ≥ 0.6: not measured: not run yet", output)
+    assert {r["case"] for r in read_csv(tmp_path / "gpu.csv")} == {"vmamba_pico"}
+    assert "commit: abc1234" in (tmp_path / "gpu.md").read_text()
+    head = json.loads((tmp_path / "gpu.json").read_text())["head"]
+    record = Record(SMOKE, tmp_path, "gpu", head)
+    assert record.resume()
+    assert record.outcomes == {"graph": "done"}
+    assert summary(record) in output
 
+
+def test_it_runs_without_rich(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vmamba.progress", None)  # as where rich is not installed
+    assert gpu_bench.context.alternate({"a": int}, 3)["a"].median > 0
+
+
+def test_picture(tmp_path: Path) -> None:
     rows = [
-        row("scan", "fused", "forward", ms=2.0, of_copy=0.5, note="224² stage 1"),
-        row("scan", "usual", "forward", ms=10.0, of_copy="", note="224² stage 1"),
-        row("inference", "vmamba_tiny_s1l8 compiled", "T", images_per_s=150.0),
-        row("inference", "swin_tiny_patch4_window7_224 compiled", "T", images_per_s=100.0),
-        row("inference", "swin_small_patch4_window7_224 compiled", "S", images_per_s=60.0),
-        row("growth", "vmamba_tiny_s1l8", "inference", side=512, ms=1.0),
-        row("growth", "vmamba_tiny_s1l8", "inference", side=2048, ms=20.0),
+        values("scan", "fused", "forward", of_floor=0.5, note="224² stage 1"),
+        values("inference T", "vmamba_tiny_s1l8", "compiled", images_per_s=100.0, batch=128),
+        values("inference T", "swin_tiny_patch4_window7_224", "compiled", status="failed: out of memory"),
+        *(values("growth", "vmamba_tiny_s1l8", "inference", size=s, ms=s**2 / 1e6, peak_mib=s / 9) for s in (64, 128)),
     ]
-    assert gpu_report.targets(rows) == [
-        ("scan, 224² stage 1, forward: of the copy's speed", "0.50", "≥ 0.6", False),
-        ("scan, 224² stage 1, forward: against usual", "5.0 ×", "≥ 4.0 ×", True),
-        ("inference, compiled, vmamba_tiny_s1l8 against swin_tiny", "1.50 ×", "≥ 1.36 ×", True),
-        ("time per pixel, 2048² against 512²", "1.25 ×", "≤ 1.15 ×", False),
-    ]
+    draw(rows, tmp_path / "gpu.png")
+    assert (tmp_path / "gpu.png").stat().st_size > 10_000
+    draw([r | {"status": "failed: out of memory"} for r in rows], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
 
 
-def test_backends_are_left_as_they_were() -> None:
-    with use_backend("reference"):
-        gpu.scan_case(SMALL, "fused", "forward + backward", "cpu")()
-        assert gpu.select(torch.device("cpu")).name == "reference"
+def test_plans_name_the_cases_of_their_goals() -> None:
+    for plan in (FULL, SMOKE):
+        family = next(iter(plan.families.values()))
+        assert {*plan.inference, *plan.training} <= set(family)
+        assert set(plan.compared_sizes) <= set(plan.sizes)
+        assert plan.growth[0] == plan.ours
