@@ -106,3 +106,36 @@ def test_verify_reads_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert len(val["unreadable"]) == 2
     assert "val.tar: cannot read the shard: a member is damaged" in val["unreadable"][1]
     assert "2 samples can be used, 8 were expected" in val["notes"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "shards", "coco", "ade20k"])
+def test_large_images_on_request(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every format: refused, with the option that reads them."""
+    options: tuple[str, ...] = ()
+    if kind in ("coco", "ade20k"):
+        write_shapes(tmp_path, train=4, val=2, image_size=64)
+    for split in ("train", "val"):
+        for i, name in enumerate(("cat", "dog")):
+            if kind == "folder":
+                (tmp_path / split / name).mkdir(parents=True)
+                Image.new("RGB", (60, 60)).save(tmp_path / split / name / "0.png")
+            elif kind in ("tar", "shards"):
+                picture = io.BytesIO()
+                Image.new("RGB", (60, 60)).save(picture, "PNG")
+                with tarfile.open(tmp_path / f"{split}.tar", "a") as file:
+                    for ending, content in ((".png", picture.getvalue()), (".cls", b"%d" % i)):
+                        info = tarfile.TarInfo(f"{name}/0{ending}")
+                        info.size = len(content)
+                        file.addfile(info, io.BytesIO(content))
+    if kind == "shards":
+        options = ("--set", "format=shards", "num_classes=2")
+    data = tmp_path / kind if kind in ("coco", "ade20k") else tmp_path
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    status = main(["check-data", "--data", str(data), *options, "--verify"])
+    streams = capsys.readouterr()
+    assert status == (0 if kind == "shards" else 2)  # of which nothing is looked at without being asked
+    assert "--set max_pixels=N" in streams.out + streams.err
+    summary = as_json(capsys, "--data", data, *options, "--verify", "--set", "max_pixels=100000")
+    assert not any(part["unreadable"] for part in summary["splits"])

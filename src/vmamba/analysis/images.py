@@ -16,13 +16,16 @@ from vmamba.data.images import read_image
 Pixels = NDArray[np.uint8]
 
 
-def load_image(path: str | Path, model: nn.Module, size: tuple[int, int]) -> tuple[Pixels, Tensor]:
+def load_image(
+    path: str | Path, model: nn.Module, size: tuple[int, int], max_pixels: int | None = None
+) -> tuple[Pixels, Tensor]:
     """Read an image for a model, the whole of it: resized to `size` without cropping.
 
     Args:
         path: The file.
         model: Its ``pretrained_cfg`` says how to normalise, where it has one; otherwise with ImageNet's statistics.
         size: (H, W) in pixels.
+        max_pixels: See `vmamba.data.images.read_image`.
 
     Returns:
         uint8 (H, W, 3), to look at; float32 (1, 3, H, W), to run.
@@ -30,7 +33,7 @@ def load_image(path: str | Path, model: nn.Module, size: tuple[int, int]) -> tup
     Raises:
         ImageError: If it cannot be read.
     """
-    image = read_image(path).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    image = read_image(path, max_pixels=max_pixels).resize((size[1], size[0]), Image.Resampling.BICUBIC)
     pixels = np.array(image)
     settings = getattr(model, "pretrained_cfg", None) or {}
     mean, std = (

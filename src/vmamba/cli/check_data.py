@@ -41,7 +41,8 @@ def run(options: argparse.Namespace) -> int:
     if options.task or not options.recipe:
         overrides["task"] = options.task or guess_task(Path(options.data))
     recipe = load_recipe(options.recipe, overrides) if options.recipe else Recipe.of(override({}, overrides))
-    job = Job(data=options.data, batch_size=recipe.batch_size, seed=recipe.seed, strict=recipe.strict)
+    names = ("batch_size", "seed", "strict", "max_pixels")
+    job = Job(data=options.data, **{name: getattr(recipe, name) for name in names})
     task = task_class(recipe.task)(job, recipe.options)
     try:
         task.setup()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torchvision import tv_tensors
 
 from vmamba.data.annotations import AnnotationError, shown
@@ -119,6 +120,7 @@ class CocoInstances:
         transform: From a dictionary with tv_tensors: ``image``, its ``id``, ``file`` and ``size`` (height, width), and
             for training ``boxes``, ``labels``, ``masks``; None to return that.
         strict: Do not accept boxes without area or outside the image, nor instances without a mask or a pixel in it.
+        max_pixels: See `vmamba.data.images.read_image`.
 
     Raises:
         AnnotationError: If the file cannot be read, refers to images or categories that do not exist, or leaves
@@ -132,9 +134,10 @@ class CocoInstances:
         training: bool,
         transform: Callable[[dict[str, Any]], Any] | None = None,
         strict: bool = False,
+        max_pixels: int | None = None,
     ) -> None:
-        self.split, self.transform, self.training = split, transform, training
-        file = read_coco(split.annotations)
+        self.split, self.transform, self.training, self.max_pixels = split, transform, training, max_pixels
+        file = read_coco(split.annotations, max_pixels)
         self.file = replace(file, annotations=[]) if training else file
         self.category_ids = tuple(category["id"] for category in file.categories)
         self.classes = tuple(class_name(category.get("name", category["id"])) for category in file.categories)
@@ -166,7 +169,7 @@ class CocoInstances:
 
     def __getitem__(self, index: int) -> Any:
         picture = self.pictures[index]
-        image = read_image_of_size(picture.path, picture.width, picture.height)
+        image = self._read(index)
         size = (picture.height, picture.width)
         sample = {"image": tv_tensors.Image(image), "id": picture.id, "file": picture.path.name, "size": size}
         if self.training:
@@ -202,9 +205,9 @@ class CocoInstances:
             broken,
         )
 
-    def _read(self, index: int) -> None:
+    def _read(self, index: int) -> Image.Image:
         picture = self.pictures[index]
-        read_image_of_size(picture.path, picture.width, picture.height)
+        return read_image_of_size(picture.path, picture.width, picture.height, max_pixels=self.max_pixels)
 
     def _check_files(self) -> None:
         """Look whether all images are there, one listing per folder."""

@@ -113,8 +113,8 @@ class CocoFile:
     categories: list[CategoryEntry]
 
 
-def read_coco(path: Path) -> CocoFile:
-    """Read an annotation file and check all of it.
+def read_coco(path: Path, max_pixels: int | None = None) -> CocoFile:
+    """Read an annotation file and check all of it, its images of at most `max_pixels` (by default Pillow's limit).
 
     Raises:
         AnnotationError: If it cannot be read, or is not COCO's format; each fault with its place, value, and what was
@@ -137,7 +137,7 @@ def read_coco(path: Path) -> CocoFile:
         chunk = slice(start, start + _CHUNK)
         annotations[chunk] = _validate("annotations", _ANNOTATIONS, annotations[chunk], faults, start)
     faults.check()
-    _check_images(images, faults)
+    _check_images(images, pixel_limit() if max_pixels is None else max_pixels, faults)
     _check_unique("categories", categories, faults)
     sizes = {image["id"]: (image["height"], image["width"]) for image in images}
     ids = {category["id"] for category in categories}
@@ -195,12 +195,12 @@ def _check_unique(part: str, entries: Any, faults: Faults) -> None:
             faults.add(f"{count} of {part} have the id {identity}")
 
 
-def _check_images(images: list[ImageEntry], faults: Faults) -> None:
+def _check_images(images: list[ImageEntry], limit: int, faults: Faults) -> None:
     _check_unique("images", images, faults)
-    limit = pixel_limit()
     for i, image in enumerate(images):
         if image["height"] * image["width"] > limit:
-            faults.add(f"images[{i}] has {image['width']}×{image['height']} pixels, the limit is {limit:,} together")
+            size = f"{image['width']}×{image['height']}"
+            faults.add(f"images[{i}] has {size} pixels, the limit is {limit:,} together (--set max_pixels=N)")
         name = PurePosixPath(image["file_name"])
         if name.is_absolute() or ".." in name.parts or "\0" in image["file_name"]:
             faults.add(f"images[{i}].file_name is {shown(image['file_name'])}, not a name below the folder of images")

@@ -30,12 +30,18 @@ class ImageDataset:
         files: The images.
         transform: PIL image (RGB) → pixels.
         indices: Which of the files, all by default.
+        max_pixels: See `vmamba.data.images.read_image`.
     """
 
     def __init__(
-        self, files: LabelledFiles, transform: Callable[[Image.Image], Tensor], indices: Sequence[int] | None = None
+        self,
+        files: LabelledFiles,
+        transform: Callable[[Image.Image], Tensor],
+        indices: Sequence[int] | None = None,
+        *,
+        max_pixels: int | None = None,
     ) -> None:
-        self.files, self.transform = files, transform
+        self.files, self.transform, self.max_pixels = files, transform, max_pixels
         self.indices: Sequence[int] = range(len(files.labels)) if indices is None else indices
 
     def __len__(self) -> int:
@@ -43,11 +49,12 @@ class ImageDataset:
 
     def __getitem__(self, index: int) -> Sample:
         i = self.indices[index]
-        return Sample(self.transform(read_file(self.files, i)), int(self.files.labels[i]), self.files.name(i))
+        pixels = self.transform(read_file(self.files, i, self.max_pixels))
+        return Sample(pixels, int(self.files.labels[i]), self.files.name(i))
 
 
-def read_file(files: LabelledFiles, index: int) -> Image.Image:
-    """One of the images, as it is in its file.
+def read_file(files: LabelledFiles, index: int, max_pixels: int | None = None) -> Image.Image:
+    """One of the images, as it is in its file, of at most `max_pixels`.
 
     Raises:
         ImageError: If it cannot be read.
@@ -58,7 +65,7 @@ def read_file(files: LabelledFiles, index: int) -> Image.Image:
     except OSError as error:
         raise ImageError(f"cannot read the image {name}: {(error.strerror or str(error)).lower()}") from None
     with content:
-        return read_image(name, content)
+        return read_image(name, content, max_pixels=max_pixels)
 
 
 def hold_out(labels: Sequence[int] | np.ndarray, fraction: float, seed: int) -> tuple[list[int], list[int]]:
@@ -81,20 +88,22 @@ def hold_out(labels: Sequence[int] | np.ndarray, fraction: float, seed: int) -> 
     return [i for i in range(len(labels)) if i not in kept], sorted(held)
 
 
-def median_size(files: LabelledFiles, sample: int = 64) -> int:
+def median_size(files: LabelledFiles, sample: int = 64, max_pixels: int | None = None) -> int:
     """Median over some images, evenly spread, of the geometric mean of their height and width, in pixels.
 
     Raises:
         DataError: If none of them can be read.
     """
-    sizes = []
+    sizes: list[float] = []
+    problem: ImageError | None = None
     count = len(files.labels)
     for i in np.linspace(0, count - 1, min(sample, count)).astype(int):
         try:
-            width, height = read_file(files, int(i)).size
-        except ImageError:
+            width, height = read_file(files, int(i), max_pixels).size
+        except ImageError as error:
+            problem = problem or error
             continue
         sizes.append(math.sqrt(width * height))
     if not sizes:
-        raise DataError(f"{files.path}: none of the images can be read, {files.name(0)} for example")
+        raise DataError(f"{files.path}: none of the images can be used: {problem}")
     return round(float(np.median(sizes)))

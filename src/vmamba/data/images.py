@@ -140,7 +140,7 @@ def open_image(
         raise ImageError(f"cannot read the image {path}: {_reason(path, error, max_pixels)}") from error
 
 
-def read_image_of_size(path: str | Path, width: int, height: int) -> Image.Image:
+def read_image_of_size(path: str | Path, width: int, height: int, *, max_pixels: int | None = None) -> Image.Image:
     """Read the image that annotations of this size belong to: upright, or else as stored.
 
     Tools that annotate disagree about EXIF orientation; the size tells which pixels theirs are.
@@ -148,9 +148,9 @@ def read_image_of_size(path: str | Path, width: int, height: int) -> Image.Image
     Raises:
         ImageError: If the image cannot be read, or has another size either way.
     """
-    image = read_image(path)
+    image = read_image(path, max_pixels=max_pixels)
     if image.size != (width, height) and image.size == (height, width):
-        image = read_image(path, exif_transpose=False)
+        image = read_image(path, exif_transpose=False, max_pixels=max_pixels)
     if image.size != (width, height):
         raise ImageError(f"{path}: is {image.width}×{image.height} pixels, its annotation says {width}×{height}")
     return image
@@ -226,7 +226,10 @@ def _reason(path: str | Path, error: Exception, max_pixels: int | None) -> str:
         return "it is a folder"
     if isinstance(error, Image.DecompressionBombError):
         limit = pixel_limit() if max_pixels is None else max_pixels
-        return f"it has more than {limit:,} pixels, the limit that protects against decompression bombs (max_pixels)"
+        return (
+            f"it has more than {limit:,} pixels, the limit that protects against decompression bombs; where it is what "
+            "it says, raise max_pixels (--max-pixels N for images, --set max_pixels=N for data sets)"
+        )
     if isinstance(error, UnidentifiedImageError):
         empty = os.path.isfile(path) and os.path.getsize(path) == 0
         return "the file is empty" if empty else "it is not an image of a format Pillow knows"

@@ -52,6 +52,7 @@ class SegmentationFolder:
         transform: From ``{"image", "labels", "file", "size"}`` with tv_tensors, labels from 0 with `IGNORE_INDEX` where
             there is none; None to return that.
         label_values: The value in the label maps of each class; None for 1, 2, 3 …, and 0 and 255 for none.
+        max_pixels: See `vmamba.data.images.read_image`.
 
     Raises:
         DataError: If there are no such folders, or images without label maps.
@@ -65,8 +66,9 @@ class SegmentationFolder:
         transform: Callable[[dict[str, Any]], Any] | None = None,
         *,
         label_values: Sequence[int] | None = None,
+        max_pixels: int | None = None,
     ) -> None:
-        root = Path(root)
+        root, self.max_pixels = Path(root), max_pixels
         self.split, self.transform, self.label_values = split, transform, label_values
         self.folder, self.labels_folder = _find(root, "images", split), _find(root, "annotations", split)
         self.classes = class_list(root)
@@ -91,8 +93,9 @@ class SegmentationFolder:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Any:
-        labels = read_labels(self._maps[index], self._table)
-        image = read_image_of_size(self._images[index], labels.shape[1], labels.shape[0])
+        labels = read_labels(self._maps[index], self._table, max_pixels=self.max_pixels)
+        height, width = labels.shape
+        image = read_image_of_size(self._images[index], width, height, max_pixels=self.max_pixels)
         sample = {
             "image": tv_tensors.Image(image),
             "labels": tv_tensors.Mask(torch.from_numpy(labels)),
@@ -136,7 +139,7 @@ class SegmentationFolder:
     def _count_values(self, index: int) -> tuple[NDArray[np.intp], NDArray[np.int64]] | str:
         """Values of a label map and their pixels, or what is wrong with it."""
         try:
-            counts = np.bincount(read_values(self._maps[index]).reshape(-1))
+            counts = np.bincount(read_values(self._maps[index], max_pixels=self.max_pixels).reshape(-1))
             values = np.flatnonzero(counts)
             refuse_unknown(self._maps[index], values, self._table)
         except ImageError as error:

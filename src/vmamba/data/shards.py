@@ -31,12 +31,13 @@ Batch = TypeVar("Batch")
 SHUFFLED = 4096
 
 
-def read_shards(shards: Shards, num_classes: int) -> tuple[int, list[str]]:
+def read_shards(shards: Shards, num_classes: int, max_pixels: int | None = None) -> tuple[int, list[str]]:
     """Read every sample once.
 
     Args:
         shards: See `find_shards`.
         num_classes: Classes are numbers below it.
+        max_pixels: See `vmamba.data.images.read_image`.
 
     Returns:
         Number of samples that can be used; what is wrong with each other one, and with each shard that is damaged.
@@ -47,7 +48,7 @@ def read_shards(shards: Shards, num_classes: int) -> tuple[int, list[str]]:
         try:
             for fields in _read([url]):
                 try:
-                    check_label(*_decode(fields)[1:], num_classes)
+                    check_label(*_decode(fields, max_pixels)[1:], num_classes)
                     good += 1
                 except ImageError as error:
                     problems.append(str(error))
@@ -87,6 +88,7 @@ class ShardLoader(Generic[Batch]):
         world_size: Processes.
         workers: Loader processes; 0 to load in this one.
         strict: Raise at an unreadable image.
+        max_pixels: See `vmamba.data.images.read_image`.
 
     Raises:
         DataError: If there are fewer shards than loader processes, or too few images for one global batch.
@@ -105,6 +107,7 @@ class ShardLoader(Generic[Batch]):
         world_size: int = 1,
         workers: int = 0,
         strict: bool = False,
+        max_pixels: int | None = None,
     ) -> None:
         streams = world_size * max(workers, 1)
         if training and len(shards.urls) < streams:
@@ -118,6 +121,7 @@ class ShardLoader(Generic[Batch]):
         self._stream: _Stream[Batch] = _Stream(
             shards.urls, sample, collate, batch_size, self._batches if training else None, seed, rank, world_size
         )
+        self._stream.max_pixels = max_pixels
         self._workers = workers
 
     def __len__(self) -> int:
@@ -154,6 +158,7 @@ class _Stream(IterableDataset[tuple[Any, list[str]]], Generic[Batch]):
         self.batch_size, self.batches, self.seed = batch_size, batches, seed
         self.rank, self.world_size = rank, world_size
         self.epoch = self.start = 0
+        self.max_pixels: int | None = None
 
     def __iter__(self) -> Iterator[tuple[Any, list[str]]]:
         info = get_worker_info()
@@ -187,7 +192,7 @@ class _Stream(IterableDataset[tuple[Any, list[str]]], Generic[Batch]):
         samples, problems = [], []
         for fields in taken:
             try:
-                samples.append(self.sample(*_decode(fields)))
+                samples.append(self.sample(*_decode(fields, self.max_pixels)))
             except ImageError as error:
                 problems.append(str(error))
         return samples, problems
@@ -229,7 +234,7 @@ def _shuffled(samples: Iterator[dict[str, Any]], generator: random.Random) -> It
     yield from buffer
 
 
-def _decode(fields: dict[str, Any]) -> tuple[Image.Image, int, str]:
+def _decode(fields: dict[str, Any], max_pixels: int | None) -> tuple[Image.Image, int, str]:
     name = f"{fields.get('__url__', '')}:{fields['__key__']}"
     endings = image_endings()
     extension = next((field for field in fields if f".{field.lower()}" in endings), None)
@@ -239,4 +244,4 @@ def _decode(fields: dict[str, Any]) -> tuple[Image.Image, int, str]:
         label = int(fields["cls"])
     except ValueError:
         raise ImageError(f"cannot read the sample {name}: its .cls is not a number") from None
-    return read_image(name, io.BytesIO(fields[extension])), label, name
+    return read_image(name, io.BytesIO(fields[extension]), max_pixels=max_pixels), label, name

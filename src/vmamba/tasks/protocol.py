@@ -93,6 +93,7 @@ class TaskRecipe(Settings):
         workers: Loader processes per training process; 0 to read in the process itself.
         seed: Of everything random.
         strict: Stop at an unreadable image instead of leaving it out.
+        max_pixels: Read images of up to so many pixels; None for Pillow's limit, about 179 million.
     """
 
     task: str = "classification"
@@ -104,6 +105,7 @@ class TaskRecipe(Settings):
     workers: Annotated[int, Field(ge=0, le=1024)] = 2
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     strict: bool = False
+    max_pixels: Annotated[int, Field(ge=1, le=2**53)] | None = None
 
 
 class Job(TaskRecipe):

@@ -25,7 +25,7 @@ RENAMED = {"accumulate": "grad_accum_steps"}
 #: Fields that a resumed run may change: they decide neither what is computed nor how its state looks.
 FREE_TO_CHANGE = {
     "data", "grad_accum_steps", "accumulate", "grad_checkpointing", "compile", "distribution", "workers", "strict",
-    "validate_every", "save_every", "keep", "log_every",
+    "max_pixels", "validate_every", "save_every", "keep", "log_every",
 }  # fmt: skip
 
 

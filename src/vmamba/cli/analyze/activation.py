@@ -13,7 +13,7 @@ from vmamba.analysis.activation import class_activation, dependence_map, last_st
 from vmamba.analysis.images import load_image
 from vmamba.checkpoints.info import ModelInfo
 from vmamba.cli.analyze.arguments import add_image_size, add_model, model, output_files, position, report, token
-from vmamba.cli.arguments import add_output
+from vmamba.cli.arguments import add_max_pixels, add_output
 from vmamba.cli.results import write_json
 from vmamba.progress import progress_bar
 from vmamba.tasks.classification.prediction import class_names
@@ -34,6 +34,7 @@ def add_to(commands: Commands) -> None:
         "activation", help="what a layer computes for a position, and where a class is seen", epilog=EXAMPLES
     )
     parser.add_argument("image", type=Path, help="a picture")
+    add_max_pixels(parser)
     add_model(parser)
     parser.add_argument(
         "--layer", metavar="NAME", help="stage or block, as stages.2 or stages.2.blocks.7 (default: the last stage)"
@@ -57,7 +58,7 @@ def add_to(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     table, stem = output_files(options, "activation", ".json", [options.image, options.checkpoint, options.labels])
     net = model(options)
-    pixels, image = load_image(options.image, net, options.image_size)
+    pixels, image = load_image(options.image, net, options.image_size, options.max_pixels)
     layer = options.layer or last_stage(net)
     grid = tuple(similarity_map(net, layer, image, (0, 0)).shape)
     tokens = [token(p, (grid[0], grid[1])) for p in options.position or POSITIONS]

@@ -22,7 +22,7 @@ from vmamba.cli.analyze.arguments import (
     report,
     token,
 )
-from vmamba.cli.arguments import add_output
+from vmamba.cli.arguments import add_max_pixels, add_output
 from vmamba.cli.results import write_json
 from vmamba.progress import progress_bar
 
@@ -41,6 +41,7 @@ def add_to(commands: Commands) -> None:
         "attention", help="which tokens the output of a token is made of, per route", epilog=EXAMPLES
     )
     parser.add_argument("image", type=Path, help="a picture")
+    add_max_pixels(parser)
     add_model(parser)
     parser.add_argument(
         "--block",
@@ -66,7 +67,7 @@ def add_to(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     table, stem = output_files(options, "attention", ".json", [options.image, options.checkpoint])
     net = model(options)
-    pixels, image = load_image(options.image, net, options.image_size)
+    pixels, image = load_image(options.image, net, options.image_size, options.max_pixels)
     name = options.block or last_block_of_third_stage(net)
     scans = block_scans(net, name, image)
     queries = [token(q, scans[0].grid) for q in options.query or QUERIES]

@@ -17,7 +17,7 @@ from vmamba.analysis.erf import LEVELS, ReceptiveField, receptive_field
 from vmamba.analysis.images import load_image
 from vmamba.analysis.models import load_model
 from vmamba.cli.analyze.arguments import PEERS, add_image_size, output_files, report
-from vmamba.cli.arguments import add_device, add_output, device, positive
+from vmamba.cli.arguments import add_device, add_max_pixels, add_output, device, positive
 from vmamba.data.images import find_images
 from vmamba.model.backbone import VMamba
 from vmamba.progress import progress_bar
@@ -50,6 +50,7 @@ def add_to(commands: Commands) -> None:
         help="weights of ours, shown beside the same model before training; repeatable",
     )
     parser.add_argument("--images", nargs="+", metavar="IMAGE", help="files, folders, patterns (default: noise)")
+    add_max_pixels(parser)
     parser.add_argument("--count", type=positive, default=4, help="images to average over (default 4)")
     parser.add_argument("--seed", type=int, default=0, help="of random weights and noise")
     add_device(parser)
@@ -110,4 +111,4 @@ def _batches(options: argparse.Namespace, images: Sequence[Path] | None, model: 
         yield from (torch.randn(1, channels, *options.image_size) for _ in range(options.count))
         return
     for path in images:
-        yield load_image(path, model, options.image_size)[1]
+        yield load_image(path, model, options.image_size, options.max_pixels)[1]

@@ -28,6 +28,7 @@ class ClassificationData:
         num_classes: Classes; None to count the class names.
         holdout: Fraction of the training images to validate on instead of a validation split.
         seed: Of the choice of these.
+        max_pixels: See `vmamba.data.images.read_image`.
     """
 
     def __init__(
@@ -40,10 +41,11 @@ class ClassificationData:
         num_classes: int | None,
         holdout: float,
         seed: int,
+        max_pixels: int | None = None,
     ) -> None:
         self.root, self.format, self.holdout, self.seed = root, format, holdout, seed
         self.splits = {"train": train_split, "val": val_split}
-        self._num_classes = num_classes
+        self._num_classes, self._max_pixels = num_classes, max_pixels
 
     @cached_property
     def train(self) -> LabelledFiles:
@@ -146,7 +148,7 @@ class ClassificationData:
             raise DataError(f"{self.root}: a label of the split {split} is {len(numbers) - 1}, beyond the last class")
         counts = dict(zip(self.classes, numbers, strict=True))
         left_out = {} if self.holdout and split == "val" else dict(files.left_out)
-        broken = unreadable(len(indices), lambda i: read_file(files, indices[i])) if verify else []
+        broken = unreadable(len(indices), lambda i: read_file(files, indices[i], self._max_pixels)) if verify else []
         return SplitSummary(split, files.path, len(indices), counts, left_out=left_out, unreadable=broken)
 
     def _shards(self, split: str, verify: bool) -> SplitSummary:
@@ -156,7 +158,7 @@ class ClassificationData:
         left_out = {"samples whose .cls is no class number below num_classes": unknown}
         notes, broken = [f"{len(shards.urls)} shards"], list[str]()
         if verify:
-            good, broken = read_shards(shards, len(self.classes))
+            good, broken = read_shards(shards, len(self.classes), self._max_pixels)
             if good + len(broken) != shards.samples:
                 notes.append(f"{good:,} samples can be used, {shards.samples:,} were expected")
         return SplitSummary(split, self.root, shards.samples, counts, "images", left_out, notes, broken)

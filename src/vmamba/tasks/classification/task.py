@@ -21,6 +21,7 @@ from vmamba.checkpoints.recognition import Checkpoint, open_checkpoint
 from vmamba.checkpoints.saving import save_weights
 from vmamba.data.classification_transforms import training_transform
 from vmamba.data.image_dataset import ImageDataset, Sample, median_size
+from vmamba.data.image_folder import LabelledFiles
 from vmamba.data.loader import IndexedLoader
 from vmamba.data.shard_files import find_shards
 from vmamba.data.shards import ShardLoader, check_label
@@ -31,7 +32,7 @@ from vmamba.settings import Settings
 from vmamba.tasks.classification.accuracy import Accuracy
 from vmamba.tasks.classification.data import ClassificationData
 from vmamba.tasks.classification.options import ClassificationOptions
-from vmamba.tasks.classification.prediction import evaluation_transform
+from vmamba.tasks.classification.prediction import Transform, evaluation_transform
 from vmamba.tasks.protocol import RGB, Job, Loader, Metric, check_model_options
 from vmamba.zoo import create_model, model_from_checkpoint
 
@@ -102,16 +103,15 @@ class Classification:
     def _default_size(self) -> int:
         if self.options.format == "shards" or self.job.checkpoint or self.job.pretrained:
             return DEFAULT_SIZE
-        size = median_size(self.data.train)
+        size = median_size(self.data.train, max_pixels=self.job.max_pixels)
         return min(DEFAULT_SIZE, max(32, -(-size // 32) * 32))
 
     @cached_property
     def data(self) -> ClassificationData:
         """The splits."""
-        names = ("format", "train_split", "val_split", "num_classes", "holdout")
-        return ClassificationData(
-            self.job.data, seed=self.job.seed, **{name: getattr(self.options, name) for name in names}
-        )
+        job, names = self.job, ("format", "train_split", "val_split", "num_classes", "holdout")
+        options = {name: getattr(self.options, name) for name in names}
+        return ClassificationData(job.data, seed=job.seed, max_pixels=job.max_pixels, **options)
 
     def summary(self, *, verify: bool = False) -> DataSummary:
         return self.data.summary(verify=verify)
@@ -168,21 +168,22 @@ class Classification:
         )
         if options.format == "shards":
             return self._shards(options.train_split, transform, training=True)
-        return self._indexed(ImageDataset(self.data.train, transform, self.data.train_indices), training=True)
+        return self._indexed(self.data.train, transform, self.data.train_indices, training=True)
 
     def val_loader(self) -> Loader:
         options = self.options
         transform = self.eval_transform()
         if options.format == "shards":
             return self._shards(options.val_split, transform, training=False)
-        return self._indexed(ImageDataset(self.data.val, transform, self.data.val_indices), training=False)
+        return self._indexed(self.data.val, transform, self.data.val_indices, training=False)
 
     def eval_transform(self) -> Callable[[Image.Image], Tensor]:
         """Preprocessing of validation images, the same as prediction's."""
         settings = ModelInfo(preprocessing=self.preprocessing).pretrained_cfg
         return evaluation_transform(resolve_data_config({}, pretrained_cfg=settings))
 
-    def _indexed(self, images: ImageDataset, training: bool) -> Loader:
+    def _indexed(self, files: LabelledFiles, transform: Transform, indices: Sequence[int], *, training: bool) -> Loader:
+        images = ImageDataset(files, transform, indices, max_pixels=self.job.max_pixels)
         return IndexedLoader(images, collate, training=training, **self.job.loader_options)
 
     def _shards(self, split: str, transform: Callable[[Image.Image], Tensor], training: bool) -> Loader:
@@ -192,9 +193,8 @@ class Classification:
             check_label(label, name, classes)
             return Sample(transform(image), label, name)
 
-        return ShardLoader(
-            find_shards(self.job.data, split), sample, collate, training=training, **self.job.loader_options
-        )
+        shards, options = find_shards(self.job.data, split), self.job.loader_options
+        return ShardLoader(shards, sample, collate, training=training, max_pixels=self.job.max_pixels, **options)
 
     # ----------------------------------------------------------------------------------------------------------------
     # Loss and results

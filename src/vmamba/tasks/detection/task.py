@@ -104,7 +104,8 @@ class Detection:
             self._check_categories()
 
     def _open(self, split: str, **options: Any) -> CocoInstances:
-        return CocoInstances(find_split(self.job.data, split), strict=self.job.strict, **options)
+        job = self.job
+        return CocoInstances(find_split(job.data, split), strict=job.strict, max_pixels=job.max_pixels, **options)
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -88,7 +88,8 @@ class Segmentation:
             self.train_data = self._open("train", transform)
 
     def _open(self, split: str, transform: Any = None) -> SegmentationFolder:
-        return SegmentationFolder(self.job.data, split, transform, label_values=self.options.label_values)
+        job, values = self.job, self.options.label_values
+        return SegmentationFolder(job.data, split, transform, label_values=values, max_pixels=job.max_pixels)
 
     @property
     def labels(self) -> tuple[str, ...]:
