@@ -147,7 +147,7 @@ class Campaign:
         counts[what] += happened
         if happened:
             text = self.log(output).read_text() if self.log(output).is_file() else ""
-            lines = text[text.find("Traceback") :].splitlines()[:40] if "Traceback" in text else text.splitlines()[-3:]
+            lines = text[text.find("Traceback") :].splitlines()[:30] if "Traceback" in text else text.splitlines()[-3:]
             self.failures.append(f"{output.parent.name}/{output.name}: {what}: {' | '.join(lines)}")
 
     # ----------------------------------------------------------------------------------------------------------------

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
+import types
 
 import numpy as np
 import pytest
 import torch
 
+from vmamba.data import loader as loading
 from vmamba.data.loader import IndexedLoader
 from vmamba.data.seeding import seed_all, seeded
 from vmamba.errors import ImageError
@@ -106,3 +109,16 @@ def test_seeding() -> None:
         assert draw() == inside
     seed_all(2, 1)
     assert draw() != first
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_killed_training_process_is_no_error_of_its_loaders(
+    alive: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The thread of multiprocessing that hands tensors over would print a traceback."""
+    parent = types.SimpleNamespace(is_alive=lambda: alive)
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
+    loading._silent_without_training(ConnectionResetError, ConnectionResetError("gone"), None)
+    assert ("ConnectionResetError: gone" in capsys.readouterr().err) == alive
+    loading._silent_without_training(KeyError, KeyError("bug"), None)
+    assert "KeyError: 'bug'" in capsys.readouterr().err

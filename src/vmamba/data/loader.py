@@ -7,8 +7,11 @@ state of its loaders.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import sys
+import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -139,7 +142,7 @@ def report_skipped(
 
 
 def leave_signals_to_training(_: int) -> None:
-    """In a loader process: leave it to the training process to act when a job is asked to stop.
+    """In a loader process: leave it to the training process to act when a job is asked to stop, and end with it.
 
     SIGTERM to the process group does not reach a group of its own. Sent to the loader process itself it still ends it,
     as Python's own clean-up at exit needs.
@@ -149,6 +152,17 @@ def leave_signals_to_training(_: int) -> None:
     for name in ("SIGUSR1", "SIGINT"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    sys.excepthook = _silent_without_training
+
+
+def _silent_without_training(
+    kind: type[BaseException], error: BaseException, trace: types.TracebackType | None
+) -> None:
+    """Report an error of a thread, but not that a training process which was killed does not answer."""
+    training = multiprocessing.parent_process()
+    if isinstance(error, (ConnectionError, EOFError)) and training is not None and not training.is_alive():
+        return
+    sys.__excepthook__(kind, error, trace)
 
 
 class _Position:
