@@ -9,6 +9,7 @@ import random
 import re
 import tarfile
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from PIL import Image
 
 from support.coco import content, perfect_detections
 from support.fuzzing import mutate_bytes, mutate_json, mutate_value
+from vmamba import VMambaConfig
 from vmamba.cli.explanation import explain
 from vmamba.data.coco import CocoInstances, Split
 from vmamba.data.image_dataset import read_file
@@ -26,6 +28,8 @@ from vmamba.data.image_folder import ImageFolder
 from vmamba.data.images import read_image
 from vmamba.data.label_maps import label_table, read_labels
 from vmamba.data.masks import encode_mask
+from vmamba.data.shard_files import find_shards
+from vmamba.data.shards import read_shards
 from vmamba.errors import ImageError, VMambaError
 from vmamba.tasks.detection.average_precision import average_precision
 from vmamba.terminal import printable
@@ -287,6 +291,130 @@ class CheckpointFuzzer:
         return outcome == "refused"
 
 
+class ShardFuzzer:
+    """WebDataset shards, with and without an information file.
+
+    Args:
+        folder: For the files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.path, self.information = folder, folder / "train.tar", folder / "_info.json"
+        picture = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(picture, "PNG")
+        self.whole = _tar({f"{i}.{e}": d for i in range(4) for e, d in (("png", picture.getvalue()), ("cls", b"1"))})
+        self.content = {"splits": {"train": {"filenames": ["train.tar"], "shard_lengths": [4]}}}
+
+    def run(self, rng: random.Random) -> bool:
+        """Try one; True where it was refused."""
+        self.information.unlink(missing_ok=True)
+        described = rng.random() < 0.5
+        self.path.write_bytes(self.whole if described and rng.random() < 0.7 else mutate_bytes(rng, self.whole))
+        if described:
+            self.information.write_bytes(mutate_json(rng, self.content))
+        return refused(self._use, self.folder)
+
+    def _use(self) -> None:
+        shards = find_shards(str(self.folder), "train")
+        assert isinstance(shards.samples, int)
+        assert shards.samples >= 0
+        good, problems = read_shards(shards, 2, MAX_PIXELS)
+        assert good <= 4 * len(shards.urls)
+        assert all(str(self.folder) in problem and "\n" not in problem for problem in problems)
+
+
+class ConfigurationFuzzer:
+    """The authors' YAML files, and configurations as JSON: those accepted survive being written and read again.
+
+    Args:
+        folder: For the files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "model.yaml"
+        vssm = {"EMBED_DIM": 96, "DEPTHS": [2, 2, 8, 2], "SSM_D_STATE": 1, "SSM_DT_RANK": "auto", "SSM_RATIO": 1.0}
+        more = {"SSM_CONV": 3, "SSM_CONV_BIAS": False, "SSM_FORWARDTYPE": "v05_noz", "MLP_RATIO": 4.0}
+        last = {"DOWNSAMPLE": "v3", "PATCHEMBED": "v2", "NORM_LAYER": "ln2d", "SSM_ACT_LAYER": "silu"}
+        model = {"TYPE": "vssm", "NAME": "a", "DROP_PATH_RATE": 0.2, "VSSM": {**vssm, **more, **last}}
+        self.authors = {"MODEL": model, "TRAIN": {"EPOCHS": 300}}
+
+    def run(self, rng: random.Random) -> bool:
+        """Try one; True where it was refused."""
+        import yaml
+
+        if rng.random() < 0.5:
+            text = mutate_json(rng, json.loads(VMambaConfig().to_json())).decode("utf-8", "replace")
+            return refused(lambda: self._round_trip(text), Path("VMambaConfig"))
+        whole = yaml.safe_dump(self.authors).encode()
+        changed = yaml.safe_dump(mutate_value(rng, self.authors), allow_unicode=True).encode("utf-8", "replace")
+        self.path.write_bytes(changed if rng.random() < 0.8 else mutate_bytes(rng, whole))
+        return refused(lambda: self._round_trip(VMambaConfig.from_author_yaml(self.path).to_json()), self.path)
+
+    def _round_trip(self, text: str) -> None:
+        config = VMambaConfig.from_json(text)
+        assert VMambaConfig.from_json(config.to_json()) == config
+
+
+class RunFuzzer:
+    """Checkpoints of a run that is continued, and its tables.
+
+    Args:
+        folder: For the files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from vmamba.training.checkpoints import FORMAT
+        from vmamba.training.recipe import Recipe
+        from vmamba.training.state import Position
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.path, self.table = folder, folder / "step_00000004.pt", folder / "steps.csv"
+        self.recipe = Recipe.of({"epochs": 30})
+        state = self._state()
+        state.optimizer.step()
+        head = {"format": FORMAT, "recipe": self.recipe.as_dict(), "position": asdict(Position(4, 1, 1, 50.0))}
+        self.content = {**head, **state.whole()}
+        self.rows = "step,epoch,loss\n1,0.2,3.5\n2,0.5,2.5\n3,0.75,1e-3\n4,1,nan\n"
+
+    def _state(self) -> Any:
+        from vmamba.training.state import TrainState
+
+        model = torch.nn.Linear(2, 2)
+        model(torch.ones(1, 2)).sum().backward()
+        return TrainState(model, torch.optim.AdamW(model.parameters()), torch.amp.GradScaler("cpu", enabled=False))
+
+    def run(self, rng: random.Random) -> bool:
+        """Try one; True where it was refused."""
+        buffer = io.BytesIO()
+        torch.save(mutate_value(rng, self.content) if rng.random() < 0.6 else self.content, buffer)
+        self.path.write_bytes(mutate_bytes(rng, buffer.getvalue()) if rng.random() < 0.5 else buffer.getvalue())
+        self.table.write_bytes(mutate_bytes(rng, self.rows.encode()))
+        self._mend()
+        return refused(self._use, self.path)
+
+    def _use(self) -> None:
+        from vmamba.training.distributed import Processes
+        from vmamba.training.run_folder import RunFolder
+        from vmamba.training.state import Position
+
+        content = RunFolder(self.folder, 2).read(str(self.path), self.recipe, lambda line: None)
+        assert content is not None
+        position = Position(**content["position"])
+        assert min(position.step, position.epoch, position.step_in_epoch) >= 0
+        self._state().load(content, Processes(torch.device("cpu")))
+
+    def _mend(self) -> None:
+        from vmamba.training.tables import Table, read_table
+
+        table = Table(self.table, 4)
+        table.add({"step": 5, "epoch": 1.2, "loss": 1.0})
+        rows, damaged = read_table(self.table)
+        assert not damaged
+        assert int(float(rows[-1]["step"])) == 5
+
+
 #: Kind of input → what tries it.
 KINDS: dict[str, Callable[[Path], Any]] = {
     "coco": CocoFuzzer,
@@ -295,6 +423,9 @@ KINDS: dict[str, Callable[[Path], Any]] = {
     "tar": TarFuzzer,
     "recipe": RecipeFuzzer,
     "checkpoint": CheckpointFuzzer,
+    "shard": ShardFuzzer,
+    "configuration": ConfigurationFuzzer,
+    "run": RunFuzzer,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,7 @@ def options_from_yaml(path: Path, within: tuple[Path, ...] = ()) -> dict[str, An
         raise OptionError(f"{path}: MODEL.VSSM and DATA must be mappings")
     for key, value in vssm.items():
         if key not in _YAML_KEYS:
-            raise OptionError(f"{path}: unknown key MODEL.VSSM.{key}")
+            raise OptionError(f"{path}: unknown key MODEL.VSSM.{str(key)[:80]}")
         options[_YAML_KEYS[key]] = value
     for section, key, option in (
         (model, "NUM_CLASSES", "num_classes"),
@@ -158,7 +159,9 @@ def fields_from_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _fields(opt: Mapping[str, Any]) -> dict[str, Any]:
     if str(opt["norm_layer"]).lower() not in ("ln", "ln2d"):
-        raise OptionError(f"norm_layer {opt['norm_layer']!r} is not supported: no released model uses it; use 'ln2d'")
+        raise OptionError(
+            f"norm_layer {reprlib.repr(opt['norm_layer'])} is not supported: no released model uses it; use 'ln2d'"
+        )
     if opt["gmlp"] or opt["ssm_drop_rate"] or opt["mlp_drop_rate"] or opt["patch_size"] != 4:
         raise OptionError("gmlp, ssm_drop_rate, mlp_drop_rate and patch_size other than 4 are not supported")
     fields = {
@@ -193,7 +196,8 @@ def forward_type_fields(forward_type: str) -> dict[str, Any]:
     scan, *tags = forward_type.split("_")
     if scan not in _SCANS or any(tag not in _TAGS for tag in tags):
         raise OptionError(
-            f"forward_type {forward_type!r} is not supported; scans: {', '.join(_SCANS)}; tags: {', '.join(_TAGS)}"
+            f"forward_type {reprlib.repr(forward_type)} is not supported; "
+            f"scans: {', '.join(_SCANS)}; tags: {', '.join(_TAGS)}"
         )
     fields: dict[str, Any] = {
         "scan": _SCANS[scan],
@@ -211,7 +215,7 @@ def forward_type_fields(forward_type: str) -> dict[str, Any]:
 
 def _choice(option: str, value: object, names: Mapping[str, str]) -> str:
     if value not in names:
-        raise OptionError(f"{option} {value!r} is not supported; choose one of {', '.join(names)}")
+        raise OptionError(f"{option} {reprlib.repr(value)} is not supported; choose one of {', '.join(names)}")
     return names[str(value)]
 
 

@@ -216,7 +216,11 @@ class VMambaConfig:
             OSError: If the file cannot be read.
             OptionError: If it is not such a configuration.
         """
-        return cls.from_author_options(options_from_yaml(Path(path)))
+        options = options_from_yaml(Path(path))
+        try:
+            return cls.from_author_options(options)
+        except OptionError as error:
+            raise OptionError(f"{path}: {error}") from None
 
 
 def _is_int(value: object, low: int) -> bool:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import reprlib
 import shutil
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, JsonValue, Strict, TypeAdapter, ValidationError
+from typing_extensions import NotRequired, TypedDict
 
 from vmamba.errors import CheckpointError
 from vmamba.files import atomic_write, remove_leftovers, require_file
@@ -144,8 +147,38 @@ def read_run_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not {"format", "recipe", "position", "model"} <= content.keys():
         raise CheckpointError(f"{path}: not the state of a training run; give weights as --checkpoint instead")
     if content["format"] != FORMAT:
-        raise CheckpointError(f"{path}: written by another version of vmamba (format {content['format']})")
-    return content
+        version = reprlib.repr(content["format"])
+        raise CheckpointError(f"{path}: written by another version of vmamba (format {version})")
+    try:
+        return {**content, **_STATE.validate_python(content)}
+    except ValidationError as error:
+        details = error.errors(include_url=False)[0]
+        place, got = ".".join(map(str, details["loc"])), reprlib.repr(details["input"])
+        raise CheckpointError(f"{path}: not the state of a training run: {place} is {got}") from None
+
+
+class _Position(TypedDict):
+    """`Position`, as it is stored."""
+
+    step: Annotated[int, Strict(), Field(ge=0, le=2**53)]
+    epoch: Annotated[int, Strict(), Field(ge=0, le=2**53)]
+    step_in_epoch: Annotated[int, Strict(), Field(ge=0, le=2**53)]
+    best: Annotated[float, Strict()] | None
+    to_validate: Annotated[bool, Strict()]
+
+
+class _State(TypedDict):
+    """The structure of a run's checkpoint; whether the tensors fit is seen when they are loaded."""
+
+    recipe: dict[str, JsonValue]
+    position: _Position
+    model: dict[str, Any]
+    model_ema: NotRequired[dict[str, Any] | None]
+    optimizer: NotRequired[dict[str, Any]]
+    scaler: NotRequired[dict[str, Any]]
+
+
+_STATE = TypeAdapter(_State)
 
 
 def _verify(path: Path) -> None:

@@ -164,5 +164,8 @@ def differences(saved: Mapping[str, Any], now: Recipe) -> dict[str, tuple[Any, A
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    options = {f"options.{name}": value for name, value in (values.get("options") or {}).items()}
-    return {name: value for name, value in values.items() if name != "options"} | options
+    options = values.get("options")
+    nested = options if isinstance(options, dict) else {}
+    return {name: value for name, value in values.items() if name != "options"} | {
+        f"options.{name}": value for name, value in nested.items()
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from vmamba.errors import CheckpointError, OptionError
 from vmamba.files import lock, remove_leftovers
+from vmamba.terminal import printable
 from vmamba.training.checkpoints import Checkpoints
 from vmamba.training.recipe import Recipe, differences
 
@@ -87,19 +89,22 @@ class RunFolder:
             content = Checkpoints(path.parent).read(path)
         different = differences(content["recipe"], recipe)
         before, after = different.get("epochs", (0, 0))
-        if after > before:
+        if isinstance(before, int) and after > before:
             say(
                 f"prolonged from {before} to {after} epochs; from here on the learning rate follows the longer schedule"
             )
             del different["epochs"]
         if different:
-            listed = "; ".join(f"{name}: {old} there, {new} now" for name, (old, new) in list(different.items())[:2])
+            listed = "; ".join(
+                f"{printable(name)[:60]}: {reprlib.repr(old)} there, {reprlib.repr(new)} now"
+                for name, (old, new) in list(different.items())[:2]
+            )
             more = f", and {len(different) - 2} more" if len(different) > 2 else ""
             raise CheckpointError(
                 f"{path}: belongs to another recipe ({listed}{more}); continue it with its own values, or begin "
                 "another run in another --output"
             )
-        return content
+        return {**content, "path": str(path)}
 
     def _refuse_other_run(self, resume: str | None) -> None:
         if resume is None and self.checkpoints.steps():

@@ -82,10 +82,12 @@ class TrainState:
                 if self.ema:
                     set_model_state_dict(self.ema.module, state.get("model_ema", {}), options=whole)
                 set_optimizer_state_dict(self.model, self.optimizer, state.get("optimizer", {}), options=whole)
-            except (RuntimeError, KeyError, ValueError, TypeError) as error:
-                raise CheckpointError(f"the checkpoint does not fit this run: {str(error).splitlines()[0]}") from None
-        scaler: Any = state.get("scaler")
-        self.scaler.load_state_dict(processes.broadcast(scaler) or {})
+                scaler: Any = state.get("scaler")
+                self.scaler.load_state_dict(processes.broadcast(scaler) or {})
+            except Exception as error:  # torch raises nearly anything for a state of another structure
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                where = state.get("path", "the checkpoint")
+                raise CheckpointError(f"{where}: does not fit this run: {reason}") from None
 
 
 @contextmanager
