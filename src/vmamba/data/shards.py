@@ -24,6 +24,7 @@ from vmamba.data.shard_files import Shards, reason_of
 from vmamba.data.tar import StrictTarInfo
 from vmamba.data.verify import read_all
 from vmamba.errors import DataError, ImageError
+from vmamba.terminal import printable
 
 Batch = TypeVar("Batch")
 
@@ -208,7 +209,7 @@ def _read(urls: Iterable[str]) -> Iterator[dict[str, Any]]:
             with gopen(url) as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=StrictTarInfo) as archive:
                 yield from group_by_keys({**member, "__url__": url} for member in _members(archive))
         except Exception as error:  # tarfile and openers of addresses raise nearly anything
-            raise DataError(f"{url}: cannot read the shard: {reason_of(error)}") from error
+            raise DataError(f"{printable(url)}: cannot read the shard: {reason_of(error)}") from error
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[dict[str, Any]]:
@@ -235,7 +236,7 @@ def _shuffled(samples: Iterator[dict[str, Any]], generator: random.Random) -> It
 
 
 def _decode(fields: dict[str, Any], max_pixels: int | None) -> tuple[Image.Image, int, str]:
-    name = f"{fields.get('__url__', '')}:{fields['__key__']}"
+    name = printable(f"{fields.get('__url__', '')}:{fields['__key__']}")
     endings = image_endings()
     extension = next((field for field in fields if f".{field.lower()}" in endings), None)
     if extension is None or "cls" not in fields:

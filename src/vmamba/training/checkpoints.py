@@ -157,12 +157,15 @@ def read_run_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not the state of a training run: {place} is {got}") from None
 
 
-class _Position(TypedDict):
-    """`Position`, as it is stored."""
+_Count = Annotated[int, Strict(), Field(ge=0, le=2**53)]
 
-    step: Annotated[int, Strict(), Field(ge=0, le=2**53)]
-    epoch: Annotated[int, Strict(), Field(ge=0, le=2**53)]
-    step_in_epoch: Annotated[int, Strict(), Field(ge=0, le=2**53)]
+
+class _Position(TypedDict, total=False):
+    """`Position`, as it is stored; the first release had fewer fields."""
+
+    step: _Count
+    epoch: _Count
+    step_in_epoch: _Count
     best: Annotated[float, Strict()] | None
     to_validate: Annotated[bool, Strict()]
 
