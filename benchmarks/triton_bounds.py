@@ -71,6 +71,13 @@ class Kernel:
     trips: Callable[[dict[str, Any]], list[float]] = lambda known: []
 
 
+def _groups(known: dict[str, Any]) -> float:
+    """Groups of rows that the depthwise kernels read at a time, in a strip; strips differ in length."""
+    height, rows = known["height"], known["rows"]
+    strips = [min(rows, height - first) for first in range(0, height, rows)]
+    return sum(triton.cdiv(strip, known["AHEAD"]) for strip in strips) / len(strips)
+
+
 KERNELS = {
     "_segment_ends": Kernel("x dbc", "sums ends"),
     "_segment_starts": Kernel("sums ends", "ends", lambda known: [triton.cdiv(known["segments"], 256)]),
@@ -80,9 +87,8 @@ KERNELS = {
         "dx ddbc dweight dA dskip dbias",
         lambda known: [triton.cdiv(known["patches"] * known["batch"], known["grid"][1]) * known["blocks"] * 4],
     ),
-    "_forward": Kernel("x", "y"),
-    "_pushed": Kernel("dy x", "dz shares"),
-    "_spread": Kernel("dz", "dx"),
+    "_convolved": Kernel("x", "y", lambda known: [_groups(known)]),
+    "_differentiated": Kernel("dy x", "dz sums", lambda known: [known["items"] / known["programs"], _groups(known)]),
 }
 
 

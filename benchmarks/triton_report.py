@@ -79,7 +79,9 @@ def passes(
         "scan": lambda: ss2d_kernels.ss2d_scan(*operands, "cross"),
         "scan, backward": lambda: ss2d_backward_kernels.ss2d_scan_backward(x, *operands, "cross"),
         "convolution": lambda: depthwise_kernels.depthwise_silu(x, weight, offset),
-        "convolution, backward": lambda: depthwise_kernels.depthwise_silu_backward(x, x, weight, offset),
+        "convolution, backward": lambda: depthwise_kernels.depthwise_silu_backward(
+            torch.empty_like(x), x, weight, offset
+        ),
     }
 
 
