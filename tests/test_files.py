@@ -59,7 +59,7 @@ def test_a_pipe_beside_weights_is_not_waited_for(tmp_path: Path) -> None:
 def test_folders_and_missing_files(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError) as caught:
         require_file(tmp_path)
-    assert explain(caught.value) == f"{tmp_path}: it is a folder, not a file"
+    assert explain(caught.value) == f"{tmp_path}: it is a folder; name a file, not a folder"
     with pytest.raises(FileNotFoundError) as missing:
         require_file(tmp_path / "none")
     assert explain(missing.value) == (
@@ -109,3 +109,11 @@ def test_permissions_are_those_of_other_files(mask: int, tmp_path: Path) -> None
     finally:
         os.umask(before)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_a_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    with pytest.raises(IsADirectoryError) as caught, atomic_write(tmp_path / "results") as file:
+        file.write(b"a")
+    assert explain(caught.value) == f"{tmp_path}/results: Is a directory; name a file, not a folder"
+    assert [p.name for p in tmp_path.iterdir()] == ["results"]

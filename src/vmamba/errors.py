@@ -15,6 +15,9 @@ _REMEDIES = {
     errno.EPERM: "choose a file or folder that you have access to",
     errno.ENOENT: "check the spelling and the current folder",
     errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EEXIST: "choose another place for the output",
+    errno.ENOTDIR: "a part of the path is a file; choose another place",
+    errno.EISDIR: "name a file, not a folder",
 }
 
 

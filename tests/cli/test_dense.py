@@ -293,3 +293,22 @@ def test_quiet_prints_nothing_that_is_written(
     assert capsys.readouterr() == ("", "")
     assert run(*arguments, "--json") == 0
     assert isinstance(json.loads(capsys.readouterr().out), list)
+
+
+def test_sizes_are_refused_once_and_outputs_must_be_folders(
+    fails: Fails, detector: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    command = ("detect", images, "--checkpoint", detector, "--output")
+    assert "image_size must be from 32 to max_size, got 8 and 1333" in fails(
+        *command, tmp_path / "o", "--image-size", 8
+    )
+    assert fails(*command, file).endswith("file: File exists; choose another place for the output")
+    assert fails(*command, file / "o").endswith(
+        "o: Not a directory; a part of the path is a file; choose another place"
+    )
+    with pytest.raises(SystemExit):
+        fails(*command, tmp_path / "o", "--score", "nan")
+    assert "argument --score: invalid fraction value: 'nan'" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()

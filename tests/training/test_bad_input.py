@@ -144,7 +144,7 @@ def test_damaged_checkpoint(train: Train, fails: Callable[..., str], tmp_path: P
     newest.write_bytes(newest.read_bytes()[:5000])
     assert train(output, "--epochs", 2, "--resume", "auto") == 0
     assert f"{newest}: cannot read the checkpoint" in capsys.readouterr().out
-    assert "no such file" in fails("--resume", tmp_path / "none.pt", output=tmp_path / "other")
+    assert "No such file" in fails("--resume", tmp_path / "none.pt", output=tmp_path / "other")
     save_weights(vmamba.create_model("vmamba_pico"), tmp_path / "weights.safetensors")
     line = fails("--resume", tmp_path / "weights.safetensors", output=tmp_path / "other")
     assert "not the state of a training run; give weights as --checkpoint instead" in line
@@ -315,6 +315,9 @@ def test_loss_is_not_finite(
         (("--set", "grad_accum_steps=3"), "batch_size (8) cannot be divided among 1 processes × 3"),
         (("--set", "format=shards", "num_classes=4"), "no shards train/*.tar"),
         (("--model", "vmamba_pica"), "unknown model 'vmamba_pica'; do you mean 'vmamba_pico'?"),
+        (("--resume", "none.pt"), "none.pt: No such file or directory; check the spelling and the current folder"),
+        (("--resume", "."), ".: it is a folder; name a file, not a folder"),
+        (("--set", "model=null"), "which model? give --model NAME"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

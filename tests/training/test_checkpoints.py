@@ -86,6 +86,14 @@ def test_validation_is_noted_beside(checkpoints: Checkpoints) -> None:
     assert checkpoints.read(later)["position"]["to_validate"]
 
 
+def test_the_best_is_noted_twice(checkpoints: Checkpoints) -> None:
+    """By a run that was killed in between: the second name is another one of the same file."""
+    checkpoints.save(STATE, Position(1), {})
+    for _ in range(2):
+        checkpoints.mark_validated(Position(1, best=50.0), best=True)
+    assert sorted(p.name for p in checkpoints.folder.iterdir()) == ["best.pt", "step_00000001.pt", "validated.json"]
+
+
 def test_file_system_without_links(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")

@@ -22,6 +22,14 @@ def positive(text: str) -> int:
     return value
 
 
+def fraction(text: str) -> float:
+    """A number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:  # true for NaN, too
+        raise ValueError
+    return value
+
+
 def device(name: str | None) -> torch.device:
     """The device of that name, or the fastest there is.
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from vmamba.checkpoints.info import Preprocessing, info_of
-from vmamba.cli.arguments import add_device, add_images, add_json, add_output, device, positive
+from vmamba.checkpoints.info import MAX_PIXELS, Preprocessing, info_of
+from vmamba.cli.arguments import add_device, add_images, add_json, add_output, device, fraction, positive
 from vmamba.cli.results import Failures, array_file, output_paths, printer, results_folder
 from vmamba.data.images import find_images, read_image
 from vmamba.data.masks import encode_mask
@@ -23,7 +23,7 @@ from vmamba.tasks.dense.pictures import draw_detections
 from vmamba.tasks.detection.checkpoint import load_detector
 from vmamba.tasks.detection.detections import Detections
 from vmamba.tasks.detection.mask_rcnn import MaskRCNN
-from vmamba.tasks.detection.prediction import PUBLISHED, detect
+from vmamba.tasks.detection.prediction import MIN_SIZE, PUBLISHED, check_sizes, detect
 from vmamba.tasks.protocol import RGB
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def add_to(commands: Commands) -> None:
         "--checkpoint", type=Path, required=True, metavar="FILE", help="a detector, the authors' or ours"
     )
     parser.add_argument("--model", metavar="NAME", help="its backbone (default: the checkpoint's)")
-    parser.add_argument("--score", type=float, default=0.5, metavar="S", help="lowest score shown (default 0.5)")
+    parser.add_argument("--score", type=fraction, default=0.5, metavar="S", help="lowest score shown (default 0.5)")
     parser.add_argument(
         "--image-size", type=positive, metavar="PIXELS", help="short side (default: the checkpoint's, or 800)"
     )
@@ -65,6 +65,7 @@ def run(options: argparse.Namespace) -> int:
     target = device(options.device)
     model = freeze(load_detector(options.checkpoint, options.model, backbone_options=RGB).to(target))
     classes, settings = model.config.classes, _settings(model, options)
+    check_sizes(settings.image_size or settings.max_size or MIN_SIZE, settings.max_size or MAX_PIXELS)
     failures = Failures()
     with ExitStack() as stack:
         stack.enter_context(results_folder(options.output))

@@ -38,6 +38,6 @@ def read_class_list(path: Path) -> tuple[str, ...]:
         require_file(path)
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        reason = system_reason(error) if isinstance(error, OSError) else "it is not UTF-8 text"
+        reason = system_reason(error) if isinstance(error, OSError) else "it is not UTF-8 text; save it as UTF-8"
         raise DataError(f"{path}: cannot read the class names: {reason}") from None
     return tuple(class_name(line.strip()) for line in text.split("\n") if line.strip())

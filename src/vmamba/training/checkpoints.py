@@ -128,6 +128,7 @@ class Checkpoints:
                 shutil.copyfileobj(source, target)
         else:
             os.replace(temporary, name)
+            temporary.unlink(missing_ok=True)  # two names of one file are left as they are
 
 
 def read_run_checkpoint(path: Path) -> dict[str, Any]:

@@ -72,6 +72,8 @@ def train(
     if recipe.checkpoint is not None:
         refuse_overwriting([output / WEIGHTS / name for name in WRITTEN], [Path(recipe.checkpoint)])
     processes.on_first(lambda: folder.check(resume))
+    if task is None and recipe.model is None and recipe.checkpoint is None:
+        raise OptionError("which model? give --model NAME; 'vmamba models' lists them")
     task = task or task_class(recipe.task)(job_of(recipe, processes), recipe.options)
     task.setup()
     processes.on_first(lambda: show(task.summary()))

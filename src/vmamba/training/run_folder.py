@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vmamba.errors import CheckpointError, OptionError
-from vmamba.files import lock, remove_leftovers
+from vmamba.files import lock, remove_leftovers, require_file
 from vmamba.terminal import printable
 from vmamba.training.checkpoints import Checkpoints
 from vmamba.training.recipe import Recipe, differences
@@ -37,7 +37,10 @@ class RunFolder:
 
         Raises:
             OptionError: If the folder is in use, cannot be written to, or holds a run that is not to be continued.
+            OSError: If the checkpoint to continue from is not there, or no file.
         """
+        if resume not in (None, "auto"):
+            require_file(str(resume))
         if self.path.exists():
             with self.locked():
                 self._refuse_other_run(resume)

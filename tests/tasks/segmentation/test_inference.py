@@ -63,6 +63,7 @@ def test_impossible_inference() -> None:
     for options, message in (
         ({"window": 16}, "at least 32 pixels"),
         ({"window": 64, "stride": 65}, "stride must be from 1 to the window"),
+        ({"stride": 10}, "give the window, too"),
         ({"scales": ()}, "scales must be above 0"),
         ({"image_size": 8}, "image_size must be at least 32"),
     ):

@@ -155,7 +155,7 @@ def class_names(num_classes: int, labels: Path | None = None, known: Sequence[st
             require_file(labels)
             names = labels.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            reason = system_reason(error) if isinstance(error, OSError) else "it is not UTF-8 text"
+            reason = system_reason(error) if isinstance(error, OSError) else "it is not UTF-8 text; save it as UTF-8"
             raise DataError(f"{labels}: cannot read labels: {reason}") from None
         if len(names) != num_classes:
             raise DataError(f"{labels}: has {len(names)} labels, the model {num_classes} classes; one per line")

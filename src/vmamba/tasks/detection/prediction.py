@@ -16,6 +16,19 @@ from vmamba.tasks.detection.task import pad_together
 #: Preprocessing of the published results on COCO.
 PUBLISHED = Preprocessing(image_size=800, max_size=MAX_SIZE, mean=MEAN, std=STD, interpolation="bilinear")
 
+#: Short side of the smallest input, pixels.
+MIN_SIZE = 32
+
+
+def check_sizes(image_size: int, max_size: int) -> None:
+    """Refuse sizes of the input that cannot be.
+
+    Raises:
+        OptionError: If they are too small, or the wrong way round.
+    """
+    if not MIN_SIZE <= image_size <= max_size:
+        raise OptionError(f"image_size must be from {MIN_SIZE} to max_size, got {image_size} and {max_size}")
+
 
 @torch.inference_mode()
 def detect(
@@ -43,8 +56,7 @@ def detect(
     original = (image.height, image.width)
     short = settings.image_size or min(original)
     long = settings.max_size or max(original)
-    if not 32 <= short <= long:
-        raise OptionError(f"image_size must be from 32 to max_size, got {short} and {long}")
+    check_sizes(short, long)
     size = rescale_size(original, short, long)
     pixels = resize_image(V.pil_to_tensor(image), size).float() / 255
     pixels = V.normalize(pixels, list(settings.mean), list(settings.std))

@@ -56,6 +56,8 @@ class Inference:
     def __post_init__(self) -> None:
         if self.window is not None and self.window < 32:
             raise OptionError(f"the window must have at least 32 pixels, got {self.window}")
+        if self.stride is not None and self.window is None:
+            raise OptionError(f"a stride ({self.stride}) is from window to window; give the window, too")
         if self.stride is not None and not 1 <= self.stride <= (self.window or 0):
             raise OptionError(f"the stride must be from 1 to the window, got {self.stride} and {self.window}")
         if not self.scales or min(self.scales) <= 0:
