@@ -21,6 +21,9 @@ from vmamba.compat.cross_scan import cross_merge_fn, cross_scan_fn
 from vmamba.compat.selective_scan_interface import selective_scan_fn, selective_scan_ref
 from vmamba.compat.ss2d import ROUTES, AuthorSS2D
 
+#: Of one row, after which no further round begins.
+SECONDS = 10.0
+
 Scan = Callable[..., Tensor | tuple[Tensor, Tensor]]
 
 GENERATIONS: dict[str, Callable[[int], AuthorSS2D]] = {
@@ -90,7 +93,7 @@ def measure(generation: str, dim: int, size: int, batch: int, training: bool, ro
     x = torch.randn(batch, size, size, dim)
     check(cases, x)
     calls = {name: lambda layer=layer: step(layer, x, training) for name, layer in cases.items()}
-    times = alternate(calls, rounds, warmup=1)
+    times = alternate(calls, rounds, warmup=1, seconds=SECONDS)
     row: dict[str, object] = {"generation": generation, "dim": dim, "map": f"{size}x{size}", "batch": batch}
     row["pass"] = "forward and backward" if training else "forward"
     row |= {f"{name}, ms": f"{1e3 * t.median:.2f} ({1e3 * t.low:.2f}-{1e3 * t.high:.2f})" for name, t in times.items()}
@@ -103,17 +106,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--smoke", action="store_true", help="tiny maps, three rounds: whether it runs, not how fast")
+    parser.add_argument("--generations", nargs="+", choices=GENERATIONS, default=list(GENERATIONS))
     parser.add_argument("--output", type=Path, default=RESULTS / "compat.csv")
     options = parser.parse_args()
     shapes = [(8, 4, 1)] if options.smoke else [(96, 56, 1), (192, 28, 1), (384, 14, 1), (192, 28, 8)]
     rounds = 3 if options.smoke else options.rounds
     rows = []
-    for generation in GENERATIONS:
+    for generation in options.generations:
         for dim, size, batch in shapes:
             for training in (False, True):
                 rows.append(measure(generation, dim, size, batch, training, rounds))
                 print(" · ".join(f"{key}: {value}" for key, value in rows[-1].items()), flush=True)
-    write_csv(options.output, rows, environment())
+                write_csv(options.output, rows, environment())
 
 
 if __name__ == "__main__":

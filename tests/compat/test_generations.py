@@ -80,6 +80,14 @@ def test_names_of_the_first_generation_load_into_the_second() -> None:
     assert relative_error(new(x), old(x)) < 1e-6
 
 
+@pytest.mark.parametrize(("older", "newer"), [("v3noz", "v3_noz"), ("v2nozact", "v2_nozact"), ("v2no32", "v2")])
+def test_older_spellings_of_forward_types(older: str, newer: str) -> None:
+    layers = [v2.SS2D(16, d_state=4, forward_type=name) for name in (older, newer)]
+    layers[0].load_state_dict(layers[1].state_dict(), strict=True)
+    x = torch.randn(1, 5, 6, 16)
+    assert torch.equal(layers[0](x), layers[1](x))
+
+
 @pytest.mark.parametrize("indices", [(0, 1, 2, 3), (1, 3)])
 def test_backbones_give_maps(indices: tuple[int, ...]) -> None:
     backbone = v2.Backbone_VSSM(out_indices=indices, dims=8, depths=(1, 1, 1, 1), norm_layer="ln2d")

@@ -82,9 +82,10 @@ def selective_scan_ref(
     readout = by_token(C).expand(-1, -1, -1, x.shape[2])
     state = torch.zeros_like(drive[..., 0])
     outputs = []
-    for t in range(x.shape[2]):
-        state = torch.exp(step[:, :, t, None] * A) * state + drive[..., t]
-        y = (state * readout[..., t]).sum(-1)
+    # unbind: the gradient of one slice of a sequence is as long as the sequence
+    for step_t, drive_t, readout_t in zip(step.unbind(-1), drive.unbind(-1), readout.unbind(-1), strict=True):
+        state = torch.exp(step_t[:, :, None] * A) * state + drive_t
+        y = (state * readout_t).sum(-1)
         outputs.append(2 * y.real if y.is_complex() else y)
     out = torch.stack(outputs, dim=2)
     if D is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -193,7 +194,7 @@ def forward_type_fields(forward_type: str) -> dict[str, Any]:
     Raises:
         OptionError: For a name that no released code knows.
     """
-    scan, *tags = forward_type.split("_")
+    scan, *tags = re.sub(r"(?<=[\ddc])(no32|noz)", r"_\1", forward_type).split("_")  # "v3noz" is older than "v3_noz"
     if scan not in _SCANS or any(tag not in _TAGS for tag in tags):
         raise OptionError(
             f"forward_type {reprlib.repr(forward_type)} is not supported; "
