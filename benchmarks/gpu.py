@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import torch
+from gpu_bench.children import follow_parent
 from gpu_bench.conduct import Conductor, summary
 from gpu_bench.context import Context
 from gpu_bench.plan import PLANS
@@ -54,6 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("no GPU is in reach of PyTorch; --plan smoke --device cpu shows whether the benchmark runs")
     if name := options.run or options.prepare:
+        follow_parent()
         torch.backends.cudnn.benchmark = True
         context = Context(plan, name, tuple(options.cases), options.device, options.rounds)
         if options.run:

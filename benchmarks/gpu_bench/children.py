@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
@@ -44,7 +45,8 @@ def run_child(
         late.set()
         _kill(child)
 
-    timer = threading.Timer(max(seconds, 0), end)
+    seconds = max(seconds, 0)
+    timer = threading.Timer(seconds, end)
     timer.start()
     lines: deque[str] = deque(maxlen=1)
     try:
@@ -66,6 +68,18 @@ def run_child(
     if status:
         return (lines[-1] if lines else f"exit status {status}")[:300]
     return None
+
+
+def follow_parent() -> None:
+    """End this process and what it has started as soon as its parent is gone, killed before it could do so itself."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _kill(child: subprocess.Popen[str]) -> None:

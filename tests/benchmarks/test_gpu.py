@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -216,6 +217,23 @@ def test_a_child_and_its_own_children_are_ended(tmp_path: Path) -> None:
     assert run_child([sys.executable, "-c", code], 2, lines.append) == "not done within 2 s"
     assert time.monotonic() - start < 20
     assert ended(Path(f"/proc/{lines[0]}/stat"))
+
+
+def test_no_child_outlives_the_run(tmp_path: Path) -> None:
+    """Of which nobody tells it when it is killed."""
+    folder = Path(gpu.__file__).parent
+    child = f"import sys, time; sys.path.append({str(folder)!r}); from gpu_bench.children import follow_parent"
+    child += "; follow_parent(); print('up', flush=True); time.sleep(60)"
+    parent = (
+        "import subprocess, sys; c = subprocess.Popen(sys.argv[1:], start_new_session=True, stdout=subprocess.PIPE)"
+    )
+    parent += "; c.stdout.readline(); print(c.pid, flush=True); c.wait()"
+    command = [sys.executable, "-c", parent, sys.executable, "-c", child]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        number = running.stdout.readline().strip()
+        running.kill()
+    assert ended(Path(f"/proc/{number}/stat"))
 
 
 def ended(process: Path) -> bool:
