@@ -15,7 +15,7 @@ from support.golden import relative_error
 from vmamba.checkpoints.info import ModelInfo, Preprocessing
 from vmamba.checkpoints.saving import save_weights
 from vmamba.cli import main
-from vmamba.export.onnx_runtime import runner
+from vmamba.ort import runner
 
 pytestmark = pytest.mark.slow
 

@@ -14,8 +14,8 @@ import vmamba
 from support.golden import relative_error
 from vmamba.errors import ExportError, OptionError
 from vmamba.export import export
-from vmamba.export.onnx_runtime import runner
 from vmamba.model.config import VMambaConfig
+from vmamba.ort import runner
 from vmamba.tasks.segmentation.upernet import UperNet, UperNetConfig
 
 pytestmark = pytest.mark.slow

@@ -9,18 +9,17 @@ from onnx import TensorProto, helper
 
 from support.golden import relative_error
 from support.operands import ss2d_operands
-from vmamba.export.onnx_runtime import session
 from vmamba.export.onnx_scan import DOMAIN, OPSET, VERSION, scan_function
 from vmamba.ops.backends import reference
 from vmamba.ops.operands import SS2DOperands
 from vmamba.ops.routes import PATTERNS
+from vmamba.ort import session
 
 RANKS = {"x": 4, "dbc": 5, "dt_weight": 3, "A": 3, "D": 2, "dt_bias": 2}
 
 
-@pytest.mark.parametrize("states", [1, 3])
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_any_grid_from_one_function(pattern: str, states: int) -> None:
+def scan_model(pattern: str, states: int) -> onnx.ModelProto:
+    """One node and its function."""
     function = scan_function(pattern, states)
 
     def declared(name: str, rank: int) -> onnx.ValueInfoProto:
@@ -31,7 +30,14 @@ def test_any_grid_from_one_function(pattern: str, states: int) -> None:
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)]
     model = helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=10)
     onnx.checker.check_model(model, full_check=True)
-    run = session(model)
+    return model
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+@pytest.mark.parametrize("states", [1, 3])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_any_grid(pattern: str, states: int, kernels: bool) -> None:
+    run = session(scan_model(pattern, states), kernels=kernels)
     for height, width, step in [(1, 1, -2.0), (1, 9, -2.0), (7, 1, -2.0), (5, 6, 2.0), (14, 11, -8.0)]:
         operands = ss2d_operands(2, height, width, 5, states, 2, pattern, torch.float64, step)
         expected = reference.ss2d_scan(SS2DOperands(*operands, pattern))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vmamba.errors import MissingPackageError, OptionError
 from vmamba.export.verification import TOLERANCE, verification_shapes, verify
 from vmamba.files import atomic_write
+from vmamba.ort import runner
 
 FORMATS = ("onnx",)
 DYNAMIC = ("batch", "size")
@@ -83,7 +84,6 @@ def export(
         raise OptionError(f"image_size must be at least 32 pixels, got {height}×{width}")
     try:
         from vmamba.export import onnx as onnx_format
-        from vmamba.export import onnx_runtime
     except ImportError as missing:
         raise MissingPackageError(str(missing.name), "export") from None
 
@@ -101,7 +101,7 @@ def export(
             proto, metadata={k: json.dumps(v) for k, v in (metadata or {}).items()}, inline=inline
         )
         shapes = verification_shapes(images.shape, dynamic)
-        error = verify(model, onnx_runtime.runner(proto), shapes, TOLERANCE[dtype], dtype)
+        error = verify(model, runner(proto, kernels=False), shapes, TOLERANCE[dtype], dtype)
     finally:
         model.train(was_training)
     with atomic_write(path) as file:

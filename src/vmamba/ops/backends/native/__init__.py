@@ -36,7 +36,9 @@ except ImportError as error:
         "reinstall vmamba where GCC or Clang is present (pip install --force-reinstall --no-deps vmamba)"
     ) from error
 
-#: What this processor runs, the best first.
+#: Where the compiled libraries are.
+FOLDER = Path(_native.__file__).parent
+#: Instruction sets that this processor runs, the best first.
 INSTRUCTION_SETS = tuple(_native.instruction_sets())
 
 _STORAGE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # enum Storage in csrc

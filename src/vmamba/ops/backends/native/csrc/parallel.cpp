@@ -16,8 +16,17 @@ namespace {
 using ParallelFn = void (*)(void (*)(void*), void*, unsigned, unsigned);
 ParallelFn openmp_parallel = nullptr;
 bool poison = false;
+thread_local BorrowedThreads::Run borrowed = nullptr;
+thread_local void* owner = nullptr;
 
 }  // namespace
+
+BorrowedThreads::BorrowedThreads(Run run, void* theirs) {
+  borrowed = run;
+  owner = theirs;
+}
+
+BorrowedThreads::~BorrowedThreads() { borrowed = nullptr; }
 
 bool adopt_openmp(const char* user) {
   openmp_parallel = nullptr;
@@ -37,6 +46,7 @@ bool adopt_openmp(const char* user) {
 
 void run_team(int threads, void (*body)(void*), void* context) {
   if (threads <= 1) return body(context);
+  if (borrowed) return borrowed(owner, threads, body, context);
   if (openmp_parallel) return openmp_parallel(body, context, unsigned(threads), 0);
   std::vector<std::thread> others;
   for (int i = 1; i < threads; ++i) others.emplace_back(body, context);

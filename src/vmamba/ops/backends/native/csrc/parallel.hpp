@@ -1,4 +1,4 @@
-// Threads: the ones PyTorch has already.
+// Threads: the ones that the caller has already.
 #pragma once
 
 #include <stdint.h>
@@ -10,6 +10,17 @@ void run_team(int threads, void (*body)(void*), void* context);
 
 // Takes the OpenMP runtime that the shared library `user` (PyTorch's) is linked with. Returns whether it was found.
 bool adopt_openmp(const char* user);
+
+// Threads of somebody else's for the calls of run_team on this thread, while the object lives. `run` may call body fewer
+// times than `threads`, or one call after the other.
+class BorrowedThreads {
+ public:
+  using Run = void (*)(void* owner, int threads, void (*body)(void*), void* context);
+  BorrowedThreads(Run run, void* owner);
+  ~BorrowedThreads();
+  BorrowedThreads(const BorrowedThreads&) = delete;
+  BorrowedThreads& operator=(const BorrowedThreads&) = delete;
+};
 
 // Tasks of one for_each may wait for tasks of smaller index, which then run already.
 void wait_for(const int64_t* counter, int64_t value);
