@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 
+import vmamba.export
 import vmamba.ort
 from export.test_onnx_scan import RANKS, scan_model
 from support.operands import ss2d_operands
@@ -78,3 +80,16 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
     path.write_bytes(b"not a model")
     with pytest.raises(ExportError, match=r"model\.onnx: ONNX Runtime cannot load it: .*"):
         vmamba.ort.session(path)
+
+
+@pytest.mark.slow
+def test_a_file_of_one_shape(tmp_path: Path) -> None:
+    """Batches are taken apart; other sizes are refused in one line."""
+    model = vmamba.create_model("vmamba_pico", num_classes=2).eval()
+    path = vmamba.export.export(model, tmp_path / "model.onnx", image_size=64, dynamic=()).path
+    exported = vmamba.ort.OnnxModel(path)
+    images = torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(exported(images), model(images), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ExportError, match=r"model\.onnx: takes images of shape \(1, 3, 64, 64\), got \(1, 3, 32, 64\)"):
+        exported(images[:1, :, :32])

@@ -12,6 +12,7 @@ import torch
 
 import vmamba
 from support.golden import relative_error
+from support.runs import write_images
 from vmamba.checkpoints.info import ModelInfo, Preprocessing
 from vmamba.checkpoints.saving import save_weights
 from vmamba.cli import main
@@ -38,6 +39,37 @@ def test_the_file_gives_what_the_weights_give(weights: Path, capsys: pytest.Capt
     images = torch.randn(3, 3, 96, 64)
     with torch.no_grad():
         assert relative_error(runner(output)(images)[0], model(images)) < 1e-5
+
+
+def test_the_file_predicts_as_the_weights_do(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = weights.with_suffix(".onnx")
+    assert main(["export", "--checkpoint", str(weights), "--output", str(output)]) == 0
+    photos = tmp_path / "photos"
+    write_images(photos, "train", 3)
+    capsys.readouterr()
+
+    def predict(*options: str) -> list[dict[str, Any]]:
+        assert main(["predict", str(photos), "--json", "--batch-size", "4", *options]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    expected = predict("--checkpoint", str(weights))
+    result = predict("--checkpoint", str(output), "--engine", "onnxruntime")
+    assert len(result) == len(expected) > 4
+    for one, other in zip(result, expected, strict=True):
+        assert [p["label"] for p in one["predictions"]] == [p["label"] for p in other["predictions"]]
+        probabilities = [p["probability"] for p in other["predictions"]]
+        assert [p["probability"] for p in one["predictions"]] == pytest.approx(probabilities, abs=1e-5)
+
+    engine = ["--engine", "onnxruntime"]
+    for arguments, message in [
+        (["predict", str(photos), "--checkpoint", str(weights), *engine], "ONNX Runtime cannot load it"),
+        (["predict", str(photos), "--checkpoint", str(tmp_path / "none.onnx"), *engine], "none.onnx"),
+        (["segment", str(photos), "--checkpoint", str(output), *engine], "is for classification, not for segmentation"),
+        (["detect", str(photos), "--checkpoint", str(output), *engine, "--model", "vmamba_pico"], "neither --model"),
+    ]:
+        assert main([*arguments, *(["--output", str(tmp_path / "out")] if arguments[0] != "predict" else [])]) == 2
+        assert message in (error := capsys.readouterr().err)
+        assert error.count("\n") == 1
 
 
 def test_the_checkpoint_is_never_replaced(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:

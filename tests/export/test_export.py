@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -12,10 +13,13 @@ from torch import Tensor, nn
 
 import vmamba
 from support.golden import relative_error
+from vmamba.checkpoints.info import ModelInfo
 from vmamba.errors import ExportError, OptionError
 from vmamba.export import export
 from vmamba.model.config import VMambaConfig
-from vmamba.ort import runner
+from vmamba.ort import OnnxModel, runner
+from vmamba.tasks.detection.exported import ExportedDetector
+from vmamba.tasks.detection.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from vmamba.tasks.segmentation.upernet import UperNet, UperNetConfig
 
 pytestmark = pytest.mark.slow
@@ -67,6 +71,46 @@ def test_segmenters_of_any_size(tmp_path: Path) -> None:
         assert torch.equal(logits.argmax(1), expected.argmax(1)), size
 
 
+def test_detectors_of_any_size(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    backbone = VMambaConfig(dims=(8, 16, 24, 32), depths=(1, 1, 1, 1))
+    config = MaskRCNNConfig(backbone, ("a", "b"), channels=16, box_channels=32, mask_channels=16, score_threshold=0.965)
+    model = MaskRCNN(config).eval()
+    model.class_score.weight.data.mul_(30)  # scores of noise, and only of it, pass the threshold
+    exported = export(model, tmp_path / "model.onnx", image_size=96)
+    outputs = [output.name for output in onnx.load(exported.path).graph.output]
+    assert outputs == ["boxes", "scores", "labels", "masks"]
+    detector = ExportedDetector(OnnxModel(exported.path))
+    for scale, (height, width) in [(1, (64, 96)), (5, (75, 128)), (0, (64, 64))]:
+        padded = torch.zeros(1, 3, -(-height // 32) * 32, -(-width // 32) * 32)
+        padded[0, :, :height, :width] = scale * torch.randn(3, height, width)
+        with torch.no_grad():
+            (expected,) = model(padded, [(height, width)])
+        (result,) = detector(padded, [(height, width)])
+        assert bool(len(expected.labels)) == bool(scale)
+        assert torch.equal(result.labels, expected.labels)
+        for name in ("boxes", "scores", "masks"):
+            torch.testing.assert_close(getattr(result, name), getattr(expected, name), rtol=1e-3, atol=1e-3)
+
+
+def test_openvino(tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    model: Any = vmamba.create_model("vmamba_pico", num_classes=7, d_state=2).eval()
+    model.info = ModelInfo(class_names=("a", "ü"))
+    exported = export(model, tmp_path / "model.xml", format="openvino", image_size=(65, 97))
+    read = openvino.Core().read_model(exported.path)
+    assert json.loads(read.get_rt_info(["vmamba", "class_names"]).astype(str)) == ["a", "ü"]
+    run = openvino.Core().compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    images = torch.randn(1, 3, 65, 97)
+    with torch.no_grad():
+        assert relative_error(torch.from_numpy(run([images.numpy()])[0]), model(images)) < 1e-5
+    with pytest.raises(OptionError, match=r"must end in \.xml"):
+        export(model, tmp_path / "model.onnx", format="openvino", image_size=64)
+    with pytest.raises(OptionError, match="dynamic of openvino can be nothing, got size"):
+        export(model, tmp_path / "model.xml", format="openvino", dynamic=["size"])
+
+
 def test_inlined_models_are_standard_operators_alone(tmp_path: Path) -> None:
     model = vmamba.create_model("vmamba_pico")
     content = onnx.load(export(model, tmp_path / "model.onnx", image_size=64, inline=True).path)
@@ -105,7 +149,7 @@ def test_a_model_that_disagrees_is_not_written(tmp_path: Path) -> None:
     [
         ({"format": "caffe"}, "unknown export format 'caffe'"),
         ({"precision": "int3"}, "unknown precision 'int3'"),
-        ({"dynamic": ("depth",)}, "dynamic can be batch and size, got depth"),
+        ({"dynamic": ("depth",)}, "dynamic of onnx can be batch and size, got depth"),
         ({"image_size": 16}, "at least 32 pixels"),
     ],
 )

@@ -254,6 +254,8 @@ def info_of(model: nn.Module) -> ModelInfo:
     """
     known = getattr(model, "info", None)
     info = known if isinstance(known, ModelInfo) else ModelInfo()
+    if not hasattr(model, "config"):  # an exported file, which its description is all about
+        return info
     architecture = dataclasses.asdict(cast(Any, model.config))
     if "classes" in architecture:  # of a detector or segmenter, stated once
         names = tuple(architecture.pop("classes"))

@@ -10,10 +10,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vmamba.checkpoints.info import MAX_PIXELS, Preprocessing, info_of
 from vmamba.cli.arguments import add_device, add_images, add_json, add_output, device, fraction, positive
+from vmamba.cli.exported import add_engine, exported_model
 from vmamba.cli.results import Failures, array_file, output_paths, printer, results_folder
 from vmamba.data.images import find_images, read_image
 from vmamba.data.masks import encode_mask
@@ -22,6 +23,7 @@ from vmamba.progress import progress_bar, remark
 from vmamba.tasks.dense.pictures import draw_detections
 from vmamba.tasks.detection.checkpoint import load_detector
 from vmamba.tasks.detection.detections import Detections
+from vmamba.tasks.detection.exported import ExportedDetector
 from vmamba.tasks.detection.mask_rcnn import MaskRCNN
 from vmamba.tasks.detection.prediction import MIN_SIZE, PUBLISHED, check_sizes, detect
 from vmamba.tasks.protocol import RGB
@@ -54,6 +56,7 @@ def add_to(commands: Commands) -> None:
         help="limit of the long side (default: the checkpoint's, or 1333)",
     )
     add_output(parser, "detections")
+    add_engine(parser)
     add_device(parser)
     add_json(parser)
     parser.set_defaults(run=run)
@@ -62,9 +65,9 @@ def add_to(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     images = find_images(options.images)
     outputs = output_paths(images, options.output, (".png",), (RESULTS,), options.checkpoint)
-    target = device(options.device)
-    model = freeze(load_detector(options.checkpoint, options.model, backbone_options=RGB).to(target))
-    classes, settings = model.config.classes, _settings(model, options)
+    exported = exported_model(options, "detection")
+    model = ExportedDetector(exported) if exported else freeze(_detector(options))
+    classes, settings = info_of(model).class_names, _settings(model, options)
     check_sizes(settings.image_size or settings.max_size or MIN_SIZE, settings.max_size or MAX_PIXELS)
     failures = Failures()
     with ExitStack() as stack:
@@ -88,7 +91,11 @@ def run(options: argparse.Namespace) -> int:
     return failures.finish()
 
 
-def _settings(model: MaskRCNN, options: argparse.Namespace) -> Preprocessing:
+def _detector(options: argparse.Namespace) -> MaskRCNN:
+    return load_detector(options.checkpoint, options.model, backbone_options=RGB).to(device(options.device))
+
+
+def _settings(model: nn.Module, options: argparse.Namespace) -> Preprocessing:
     """The checkpoint's preprocessing, or that of the published results, with the options' sizes."""
     settings = info_of(model).preprocessing or PUBLISHED
     image_size = options.image_size or settings.image_size

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from vmamba.checkpoints.recognition import open_checkpoint
 from vmamba.cli.arguments import positive
 from vmamba.errors import OptionError
-from vmamba.export import DYNAMIC, FORMATS, PRECISIONS, export
+from vmamba.export import FORMATS, PRECISIONS, export
 from vmamba.files import refuse_overwriting
 from vmamba.progress import remark
+from vmamba.tasks.detection.checkpoint import load_detector
 from vmamba.tasks.segmentation.checkpoint import load_segmenter
 from vmamba.zoo import create_model, model_from_checkpoint
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
+
+LOADERS: dict[str, Callable[..., nn.Module]] = {"detection": load_detector, "segmentation": load_segmenter}
 
 EXAMPLES = """examples:
   vmamba export --checkpoint runs/finetune/weights/model.safetensors --output model.onnx
@@ -32,13 +35,15 @@ def add_to(commands: Commands) -> None:
     source.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights, the authors' or ours")
     source.add_argument("--pretrained", action="store_true", help="the authors' weights for --model, downloaded once")
     parser.add_argument("--model", metavar="NAME", help="default: what the checkpoint says or looks like")
-    parser.add_argument("--format", choices=FORMATS, default="onnx", help="default onnx")
+    parser.add_argument(
+        "--format", choices=FORMATS, default="onnx", help="default onnx; openvino is an .xml with a .bin beside it"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the file to write")
     parser.add_argument(
         "--image-size", type=positive, metavar="PIXELS", help="size of the example (default: the weights' own, or 224)"
     )
     parser.add_argument(
-        "--dynamic", default=",".join(DYNAMIC), metavar="WHAT", help="what may differ from the example: batch,size"
+        "--dynamic", metavar="WHAT", help="what may differ from the example: batch,size (default: what can)"
     )
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="default float32")
     parser.add_argument("--inline", action="store_true", help="standard operators alone, no functions")
@@ -56,13 +61,12 @@ def run(options: argparse.Namespace) -> int:
         options.output,
         format=options.format,
         image_size=options.image_size or getattr(preprocessing, "image_size", None) or 224,
-        dynamic=[name for name in options.dynamic.split(",") if name],
+        dynamic=None if options.dynamic is None else [name for name in options.dynamic.split(",") if name],
         precision=options.precision,
         inline=options.inline,
-        metadata=_metadata(info),
     )
     remark(
-        f"wrote {exported.path}: {exported.nodes} nodes, {exported.path.stat().st_size / 1e6:.1f} MB, "
+        f"wrote {exported.path}: {exported.nodes} nodes, "
         f"within {exported.error:.1e} of PyTorch at {len(exported.shapes)} shapes"
     )
     return 0
@@ -74,17 +78,5 @@ def _model(options: argparse.Namespace) -> nn.Module:
             raise OptionError("--pretrained needs --model NAME; 'vmamba models' lists them")
         return create_model(options.model, pretrained=True)
     checkpoint = open_checkpoint(options.checkpoint)
-    if checkpoint.task == "detection":
-        raise OptionError(f"{options.checkpoint}: detectors cannot be exported yet; their backbones can, from Python")
-    load = load_segmenter if checkpoint.task == "segmentation" else model_from_checkpoint
+    load: Callable[..., nn.Module] = LOADERS.get(checkpoint.task, model_from_checkpoint)
     return load(checkpoint, options.model)
-
-
-def _metadata(info: Any) -> dict[str, Any]:
-    """Metadata for users of the file: task, class names, preprocessing."""
-    if info is None:
-        return {}
-    known = {"task": info.task, "class_names": info.class_names}
-    if info.preprocessing is not None:
-        known["preprocessing"] = dataclasses.asdict(info.preprocessing)
-    return {name: value for name, value in known.items() if value}

@@ -7,8 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
+
 from vmamba.checkpoints.info import info_of
 from vmamba.cli.arguments import add_device, add_images, add_json, device, positive
+from vmamba.cli.exported import add_engine, exported_model
 from vmamba.cli.results import Failures, printer
 from vmamba.data.images import find_images
 from vmamba.errors import CheckpointError, OptionError
@@ -41,6 +44,7 @@ def add_to(commands: Commands) -> None:
         "--image-size", type=positive, metavar="PIXELS", help="of the input (default: the checkpoint's, or 224)"
     )
     parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="default 16")
+    add_engine(parser)
     add_device(parser)
     add_json(parser)
     parser.set_defaults(run=run)
@@ -48,8 +52,9 @@ def add_to(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     paths = find_images(options.images)
-    target = device(options.device)
-    model = freeze(_classifier(options).to(target))
+    model: Any = exported_model(options, "classification")
+    target = torch.device("cpu") if model else device(options.device)
+    model = model or freeze(_classifier(options).to(target))
     names = class_names(model.num_classes, options.labels, info_of(model).class_names)
     failures = Failures()
     with printer(options.json, written=False) as show:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
+from torch import nn
 
 from vmamba.checkpoints.info import info_of
 from vmamba.cli.arguments import add_device, add_images, add_json, add_output, device, positive
+from vmamba.cli.exported import add_engine, exported_model
 from vmamba.cli.results import Failures, array_file, output_paths, printer, results_folder
 from vmamba.data.images import find_images, read_image
 from vmamba.files import atomic_write
@@ -22,7 +24,6 @@ from vmamba.tasks.dense.pictures import class_fractions, draw_segmentation
 from vmamba.tasks.protocol import RGB
 from vmamba.tasks.segmentation.checkpoint import load_segmenter
 from vmamba.tasks.segmentation.inference import SCALES, Inference, as_tensor, segment
-from vmamba.tasks.segmentation.upernet import UperNet
 from vmamba.terminal import printable
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--stride", type=positive, metavar="PIXELS", help="from window to window (default two thirds)")
     parser.add_argument("--multi-scale", action="store_true", help="average six scales of each image, and its mirror")
     add_output(parser, "segments")
+    add_engine(parser)
     add_device(parser)
     add_json(parser)
     parser.set_defaults(run=run)
@@ -58,9 +60,10 @@ def add_to(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     images = find_images(options.images)
     outputs = output_paths(images, options.output, (".png", "_labels.png"), (RESULTS, CLASSES), options.checkpoint)
-    target = device(options.device)
-    model = freeze(load_segmenter(options.checkpoint, options.model, backbone_options=RGB).to(target))
-    classes, inference = model.config.classes, _inference(model, options)
+    model: Any = exported_model(options, "segmentation")
+    target = torch.device("cpu") if model else device(options.device)
+    model = model or freeze(load_segmenter(options.checkpoint, options.model, backbone_options=RGB).to(target))
+    classes, inference = info_of(model).class_names, _inference(model, options)
     failures = Failures()
     with ExitStack() as stack:
         stack.enter_context(results_folder(options.output))
@@ -90,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
     return failures.finish()
 
 
-def _inference(model: UperNet, options: argparse.Namespace) -> Inference:
+def _inference(model: nn.Module, options: argparse.Namespace) -> Inference:
     """The checkpoint's way to segment, or that of the published results, with the options' sizes."""
     settings = info_of(model).preprocessing
     inference = Inference() if settings is None else Inference.of(settings)

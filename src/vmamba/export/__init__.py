@@ -2,24 +2,62 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from vmamba.checkpoints.info import FORMAT, ModelInfo
 from vmamba.errors import MissingPackageError, OptionError
-from vmamba.export.verification import TOLERANCE, verification_shapes, verify
-from vmamba.files import atomic_write
-from vmamba.ort import runner
+from vmamba.export.verification import DETECTIONS, TOLERANCE, verification_shapes, verify
+from vmamba.tasks.detection.exported import RESULTS, SingleImageDetector
+from vmamba.tasks.detection.mask_rcnn import MaskRCNN
 
-FORMATS = ("onnx",)
-DYNAMIC = ("batch", "size")
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16}
+#: Formats, which are modules of this package, and what may differ from the example in their files.
+FORMATS = {"onnx": ("batch", "size"), "openvino": ()}
+
+
+@dataclass(frozen=True)
+class Example:
+    """A model on its way into a file.
+
+    Attributes:
+        model: In evaluation mode, of the precision asked for.
+        images: Example, (B, C, H, W).
+        dynamic: What may differ from it: ``"batch"``, ``"size"``.
+        output_names: A name for each result.
+        metadata: For the file, values as JSON.
+        inline: Standard operators alone.
+    """
+
+    model: nn.Module
+    images: Tensor
+    dynamic: Sequence[str]
+    output_names: Sequence[str]
+    metadata: Mapping[str, str]
+    inline: bool = False
+
+
+class Converted(Protocol):
+    """A model in another format, not yet in a file."""
+
+    @property
+    def nodes(self) -> int:
+        """Nodes of the graph."""
+
+    def run(self, images: Tensor) -> Sequence[Tensor]:
+        """The results for images."""
+
+    def write(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
 
 
 @dataclass(frozen=True)
@@ -45,24 +83,28 @@ def export(
     *,
     format: str = "onnx",
     image_size: int | tuple[int, int] = 224,
-    dynamic: Sequence[str] = DYNAMIC,
+    dynamic: Sequence[str] | None = None,
     precision: str = "float32",
     inline: bool = False,
     output_names: Sequence[str] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> Exported:
-    """Export a classifier, a backbone (``features_only``) or a segmenter, checked against PyTorch before it is written.
+    """Export a classifier, backbone (``features_only``), detector or segmenter, checked against PyTorch before it is
+    written.
 
     Args:
-        model: Takes images (B, C, H, W), returns a tensor or a list of them.
+        model: Takes images (B, C, H, W), returns a tensor or a list of them; or a `MaskRCNN`, whose file takes one
+            image and gives the boxes, scores, labels and masks of `vmamba.tasks.detection.detections.Detections`.
         path: The file; it is replaced only by a model that agrees with PyTorch.
-        format: ``"onnx"``.
+        format: One of `FORMATS`.
         image_size: Size of the example in pixels, (height, width) or one for both.
-        dynamic: ``"batch"``, ``"size"``: what may differ from the example later.
+        dynamic: ``"batch"``, ``"size"``: what may differ from the example later; by default what can. Detectors
+            take single images, files of OpenVINO one shape.
         precision: ``"float32"`` or ``"float16"`` (weights and activations; the scans compute in float32).
         inline: Replace the scans' nodes by the standard operators that define them, for runtimes without functions.
         output_names: Names of the results; default: ``logits``, or ``map1``, ``map2`` … for several.
-        metadata: Written into the file, values as JSON: class names, mean and std …
+        metadata: Written into the file where the format has a place, values as JSON; by default what ``model.info``
+            says: task, class names, preprocessing.
 
     Returns:
         The file, and how well it agrees.
@@ -77,42 +119,65 @@ def export(
         raise OptionError(f"unknown export format {format!r}; choose one of {', '.join(FORMATS)}")
     if precision not in PRECISIONS:
         raise OptionError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
-    if unknown := set(dynamic) - set(DYNAMIC):
-        raise OptionError(f"dynamic can be {' and '.join(DYNAMIC)}, got {', '.join(sorted(unknown))}")
+    detector = isinstance(model, MaskRCNN)
+    dynamic = _dynamic(dynamic, format, detector)
+    if detector and precision != "float32":
+        raise OptionError(f"detectors are exported in float32, not in {precision}")
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if min(height, width) < 32:
         raise OptionError(f"image_size must be at least 32 pixels, got {height}×{width}")
     try:
-        from vmamba.export import onnx as onnx_format
+        convert: Callable[[Example], Converted] = importlib.import_module(f"vmamba.export.{format}").convert
     except ImportError as missing:
         raise MissingPackageError(str(missing.name), "export") from None
 
-    dtype = PRECISIONS[precision]
-    was_training, device = model.training, next(model.parameters()).device
-    model = model.eval()
+    if metadata is None:
+        metadata = described(getattr(model, "info", None))
+    was_training, dtype = model.training, PRECISIONS[precision]
     try:
+        whole = (SingleImageDetector(model) if isinstance(model, MaskRCNN) else model).eval()
         # A batch of one would be taken for a constant.
-        images = torch.randn(2 if "batch" in dynamic else 1, _in_chans(model), height, width, device=device)
+        size = (2 if "batch" in dynamic else 1, _in_chans(model), height, width)
+        images = torch.randn(size, device=next(model.parameters()).device)
         with torch.no_grad():
-            results = model(images)
-        names = list(output_names) if output_names else _names(results)
-        proto = onnx_format.to_onnx(_in_dtype(model, dtype), images.to(dtype), dynamic=dynamic, output_names=names)
-        proto = onnx_format.finish(
-            proto, metadata={k: json.dumps(v) for k, v in (metadata or {}).items()}, inline=inline
+            names = output_names or (RESULTS if detector else _names(whole(images)))
+        example = Example(
+            deepcopy(whole).to("cpu", dtype),
+            images.to("cpu", dtype),
+            dynamic,
+            names,
+            {name: json.dumps(value) for name, value in metadata.items()},
+            inline,
         )
+        converted = convert(example)
         shapes = verification_shapes(images.shape, dynamic)
-        error = verify(model, runner(proto, kernels=False), shapes, TOLERANCE[dtype], dtype)
+        tolerance = DETECTIONS if detector else TOLERANCE[dtype]
+        error = verify(whole, converted.run, shapes, tolerance, dtype)
     finally:
         model.train(was_training)
-    with atomic_write(path) as file:
-        file.write(proto.SerializeToString())
-    return Exported(Path(path), error, shapes, len(proto.graph.node))
+    converted.write(Path(path))
+    return Exported(Path(path), error, shapes, converted.nodes)
 
 
-def _in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    if dtype == torch.float32:
-        return model
-    return deepcopy(model).to(dtype)
+def described(info: ModelInfo | None) -> dict[str, Any]:
+    """Metadata for users of a file: format of the description, task, class names, preprocessing."""
+    if info is None:
+        return {}
+    prepare = info.preprocessing and dataclasses.asdict(info.preprocessing)
+    known = {"task": info.task, "class_names": info.class_names, "preprocessing": prepare}
+    return {"format": FORMAT} | {name: value for name, value in known.items() if value}
+
+
+def _dynamic(dynamic: Sequence[str] | None, format: str, detector: bool) -> tuple[str, ...]:
+    possible = tuple(name for name in FORMATS[format] if not (detector and name == "batch"))
+    if dynamic is None:
+        return possible
+    if unknown := set(dynamic) - set(possible):
+        of = f"a detector in {format}" if detector else format
+        raise OptionError(
+            f"dynamic of {of} can be {' and '.join(possible) or 'nothing'}, got {', '.join(sorted(unknown))}"
+        )
+    return tuple(dynamic)
 
 
 def _in_chans(model: nn.Module) -> int:

@@ -6,6 +6,8 @@ import contextlib
 import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -14,43 +16,60 @@ import onnx.inliner
 import torch
 from onnx import defs
 from onnxscript import ir, opset20, values
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import Dim
 
+from vmamba.export import Example
 from vmamba.export.onnx_scan import DOMAIN, OPSET, VERSION, function_name, scan_function
+from vmamba.files import atomic_write
+from vmamba.ort import runner
 
 _OPERANDS = ("x", "dbc", "dt_weight", "A", "D", "dt_bias")
 
 
-def to_onnx(
-    model: nn.Module, images: Tensor, *, dynamic: Sequence[str] = (), output_names: Sequence[str] = ("logits",)
-) -> onnx.ModelProto:
-    """Translate a model that takes images.
+@dataclass(frozen=True)
+class OnnxFile:
+    """A model as ONNX; see `vmamba.export.Converted`."""
 
-    Args:
-        model: In evaluation mode, on the CPU; returns a tensor, or a list of them.
-        images: Example, (B, C, H, W), float32 or float16 as the model.
-        dynamic: ``"batch"``, ``"size"`` or both: what may differ from the example.
-        output_names: A name for every result.
+    proto: onnx.ModelProto
 
-    Returns:
-        A model with the input ``images``. It is not checked; see `vmamba.export.verification`.
-    """
+    @property
+    def nodes(self) -> int:
+        return len(self.proto.graph.node)
+
+    def run(self, images: Tensor) -> list[Tensor]:
+        return runner(self.proto, kernels=False)(images)
+
+    def write(self, path: Path) -> None:
+        with atomic_write(path) as file:
+            file.write(self.proto.SerializeToString())
+
+
+def convert(example: Example) -> OnnxFile:
+    """Translate a model; its input is ``images``."""
+    proto = _finish(_translate(example), example.metadata)
+    if example.inline:
+        proto = onnx.inliner.inline_local_functions(proto)
+    onnx.checker.check_model(proto, full_check=True)
+    return OnnxFile(proto)
+
+
+def _translate(example: Example) -> onnx.ModelProto:
     used: dict[str, tuple[str, int]] = {}
     axes = {}
-    if "batch" in dynamic:
+    if "batch" in example.dynamic:
         axes[0] = Dim.DYNAMIC
-    if "size" in dynamic:
+    if "size" in example.dynamic:
         axes |= {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         program = torch.onnx.export(
-            model,
-            (images,),
+            example.model,
+            (example.images,),
             dynamo=True,
             dynamic_shapes=(axes,),
             input_names=["images"],
-            output_names=list(output_names),
+            output_names=list(example.output_names),
             opset_version=OPSET,
             custom_translation_table={
                 torch.ops.vmamba.ss2d_scan.default: _translation(used),
@@ -80,6 +99,8 @@ def _translation(used: dict[str, tuple[str, int]]) -> Callable[..., Any]:
 
 def _adaptive_avg_pool2d(x: Any, output_size: Sequence[int]) -> Any:
     """Averages over cells of a map of any size; the exporter's own translation is right for the example's alone."""
+    if list(output_size) == [1, 1]:
+        return opset20.ReduceMean(x, opset20.Constant(value_ints=[2, 3]))
     height, width = (opset20.Shape(x, start=axis, end=axis + 1) for axis in (2, 3))
     rows = _cells(height, output_size[0], x.dtype)  # (cells, H)
     columns = opset20.Transpose(_cells(width, output_size[1], x.dtype), perm=[1, 0])
@@ -116,8 +137,8 @@ def _scan_operator(name: str) -> values.Op:
     return values.Op(values.Opset(DOMAIN, VERSION), name, schema)
 
 
-def finish(proto: onnx.ModelProto, *, metadata: Mapping[str, str], inline: bool) -> onnx.ModelProto:
-    """Check a model, name its producer, set its metadata, and replace functions by their bodies where asked for."""
+def _finish(proto: onnx.ModelProto, metadata: Mapping[str, str]) -> onnx.ModelProto:
+    """Name the producer and set the metadata."""
     proto.producer_name = "vmamba"
     del proto.metadata_props[:]
     for part in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
@@ -125,7 +146,4 @@ def finish(proto: onnx.ModelProto, *, metadata: Mapping[str, str], inline: bool)
     for key, value in metadata.items():
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value
-    if inline:
-        proto = onnx.inliner.inline_local_functions(proto)
-    onnx.checker.check_model(proto, full_check=True)
     return proto

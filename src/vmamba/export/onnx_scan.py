@@ -166,8 +166,8 @@ def _orientation(graph: _Nodes, chosen: list[tuple[int, bool]], columns: bool, c
         y = graph("Squeeze", y, graph.ints(4))  # (S, F, B, G, D)
 
     y = travel(y)  # back to image order: turning round twice changes nothing
-    y = graph("Transpose", y, perm=[2, 0, 3, 1, 4] if columns else [2, 3, 0, 1, 4])  # (B, H, W, F, D)
-    return graph("ReduceSum", y, graph.ints(3), keepdims=0)
+    y = graph("ReduceSum", y, graph.ints(1), keepdims=0)  # (S, B, G, D)
+    return graph("Transpose", y, perm=[1, 0, 2, 3] if columns else [1, 2, 0, 3])  # (B, H, W, D)
 
 
 def _softplus(graph: _Nodes, z: str) -> str:

@@ -11,6 +11,8 @@ from vmamba.errors import ExportError
 
 #: Relative error in norm that an exported model may have, by the dtype it computes in.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3}
+#: Of the boxes, scores, labels and masks of a detector.
+DETECTIONS = 1e-3
 
 
 def verification_shapes(example: Sequence[int], dynamic: Sequence[str]) -> list[tuple[int, ...]]:
@@ -56,7 +58,7 @@ def verify(
                     f"the exported model gives {tuple(result.shape)} instead of {tuple(truth.shape)} "
                     f"for images of shape {tuple(shape)}; nothing was written"
                 )
-            error = float((result.float() - truth).norm() / truth.norm().clamp_min(1e-30))
+            error = float((result.float() - truth.float()).norm() / truth.float().norm().clamp_min(1e-30))
             if not error <= tolerance:  # a NaN, too
                 raise ExportError(
                     f"the exported model differs from PyTorch by {error:.1e} (at most {tolerance:.0e} is accepted) "

@@ -59,14 +59,14 @@ def decode(offsets: Tensor, references: Tensor, stds: Sequence[float], size: Seq
     Returns:
         Boxes (N, K, 4).
     """
-    offsets = offsets.view(len(references), -1, 4) * offsets.new_tensor(stds)
+    offsets = offsets.view(references.shape[0], -1, 4) * offsets.new_tensor(stds)
     centre = (references[:, None, :2] + references[:, None, 2:]) * 0.5
     reference_size = references[:, None, 2:] - references[:, None, :2]
     centre = centre + reference_size * offsets[..., :2]
     half = reference_size * offsets[..., 2:].clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp() * 0.5
     boxes = torch.cat([centre - half, centre + half], dim=-1)
-    limit = boxes.new_tensor([size[1], size[0], size[1], size[0]])
-    return boxes.clamp(min=0).minimum(limit)
+    x, y = boxes[..., 0::2].clamp(0, size[1]), boxes[..., 1::2].clamp(0, size[0])
+    return torch.stack([x, y], dim=-1).flatten(-2)
 
 
 def assign(boxes: Tensor, truth: Tensor, *, pos_iou_thr: float, neg_iou_thr: float, min_pos_iou: float) -> Tensor:
@@ -115,10 +115,9 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: fl
     Groups are kept apart by moving each to a place of its own, as mmcv does; the rounding that this brings is part of
     the result, so torchvision's choice of another way for many boxes is not used.
     """
-    if len(boxes) == 0:
-        return groups.new_zeros(0)
-    apart = boxes + (groups.to(boxes) * (boxes.max() + 1))[:, None]
-    if len(boxes) < _SPLIT_THR:
+    largest = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max()  # of no box, too
+    apart = boxes + (groups.to(boxes) * (largest + 1))[:, None]
+    if torch.compiler.is_exporting() or len(boxes) < _SPLIT_THR:
         return nms(apart, scores, iou_threshold)
     kept = []
     for group in groups.unique():

@@ -244,7 +244,7 @@ class MaskRCNN(nn.Module):
         logits, offsets = self.classify(
             maps, torch.cat([F.pad(boxes, (1, 0), value=i) for i, (boxes, _) in enumerate(regions)])
         )
-        counts = [len(boxes) for boxes, _ in regions]
+        counts = [boxes.shape[0] for boxes, _ in regions]  # len() would be a constant of an exported model
         kept = []
         for (proposed, _), logit, offset, size in zip(
             regions, logits.split(counts), offsets.split(counts), sizes, strict=True
@@ -256,8 +256,8 @@ class MaskRCNN(nn.Module):
             kept.append((box[keep], score[keep], label[keep]))
         boxes = torch.cat([F.pad(box, (1, 0), value=i) for i, (box, _, _) in enumerate(kept)])
         labels = torch.cat([label for _, _, label in kept])
-        masks = self.segment(maps, boxes)[torch.arange(len(labels), device=labels.device), labels].sigmoid()
-        split = masks.split([len(label) for _, _, label in kept])
+        masks = self.segment(maps, boxes)[torch.arange(labels.shape[0], device=labels.device), labels].sigmoid()
+        split = masks.split([label.shape[0] for _, _, label in kept])
         return [Detections(*parts, mask) for parts, mask in zip(kept, split, strict=True)]
 
     def no_weight_decay(self) -> set[str]:

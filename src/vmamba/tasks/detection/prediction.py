@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 from PIL import Image
+from torch import nn
 from torchvision.transforms.v2 import functional as V
 
 from vmamba.checkpoints.info import Preprocessing
 from vmamba.data.dense_transforms import MAX_SIZE, MEAN, STD, rescale_size, resize_image
 from vmamba.errors import OptionError
 from vmamba.tasks.detection.detections import Detections
-from vmamba.tasks.detection.mask_rcnn import MaskRCNN
 from vmamba.tasks.detection.task import pad_together
 
 #: Preprocessing of the published results on COCO.
@@ -32,7 +32,7 @@ def check_sizes(image_size: int, max_size: int) -> None:
 
 @torch.inference_mode()
 def detect(
-    model: MaskRCNN,
+    model: nn.Module,
     image: Image.Image,
     preprocessing: Preprocessing | None = None,
     *,
@@ -41,7 +41,7 @@ def detect(
     """Detect objects in one image.
 
     Args:
-        model: The detector, in evaluation mode.
+        model: A `MaskRCNN` in evaluation mode, or an `ExportedDetector`.
         image: RGB.
         preprocessing: Of the image; by default that of the published results.
         score_threshold: Lowest score of a detection.
@@ -60,6 +60,7 @@ def detect(
     size = rescale_size(original, short, long)
     pixels = resize_image(V.pil_to_tensor(image), size).float() / 255
     pixels = V.normalize(pixels, list(settings.mean), list(settings.std))
-    (detections,) = model(pad_together([pixels]).to(next(model.parameters()).device), [size])
+    device = next(model.parameters(), pixels).device  # an exported detector has no parameters
+    (detections,) = model(pad_together([pixels]).to(device), [size])
     scale = (size[0] / original[0], size[1] / original[1])
     return detections.to("cpu").above(score_threshold).rescale(scale)

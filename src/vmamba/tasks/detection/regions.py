@@ -24,7 +24,7 @@ def multiscale_roi_align(maps: Sequence[Tensor], strides: Sequence[int], regions
     """
     scale = ((regions[:, 3] - regions[:, 1]) * (regions[:, 4] - regions[:, 2])).sqrt()
     level = (scale / 56 + 1e-6).log2().floor().clamp(0, len(maps) - 1).long()
-    pooled = maps[0].new_zeros((len(regions), maps[0].shape[1], size, size), dtype=torch.float32)
+    pooled = maps[0].new_zeros((regions.shape[0], maps[0].shape[1], size, size), dtype=torch.float32)
     for i, (features, stride) in enumerate(zip(maps, strides, strict=True)):
         chosen = (level == i).nonzero().flatten()
         values = roi_align(features.float(), regions[chosen], size, 1 / stride, sampling_ratio=0, aligned=True)
