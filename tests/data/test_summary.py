@@ -12,7 +12,7 @@ from vmamba.data.summary import DataSummary, SplitSummary
 
 def rendered(*parts: SplitSummary, max_classes: int | None = 20) -> str:
     console = Console(file=io.StringIO(), width=100, markup=False, emoji=False, highlight=False)
-    console.print(DataSummary("classification", "photos", parts, ["a remark"]).render(max_classes))
+    DataSummary("classification", "photos", parts, ["a remark"]).show(console, max_classes)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -42,3 +42,11 @@ def test_pixels_are_shares() -> None:
 def test_missing_classes_are_named_but_not_all() -> None:
     (line,) = DataSummary("x", "x", [SplitSummary("val", "x", 1, {f"c{i}": i // 7 for i in range(8)})]).remarks()
     assert line == "val: no images of 'c0', 'c1', 'c2', 'c3', 'c4' and 2 more"
+
+
+def test_paths_are_left_whole() -> None:
+    """A log is narrower than many paths are long."""
+    path = "/data/" + "a folder/" * 30
+    lines = rendered(SplitSummary("train", path, 1, unreadable=[f"{path}x.png: broken"])).splitlines()
+    assert f"train: {path}" in lines
+    assert f"  {path}x.png: broken" in lines

@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(summary.as_dict(), indent=2))
     else:
-        console().print(summary.render(max_classes=None))
+        summary.show(console(), max_classes=None)
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vmamba.terminal import printable
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console
 
 #: Unreadable images that are named one by one.
 _SHOWN = 20
@@ -81,13 +81,13 @@ class DataSummary:
                 lines += ["  …"] if len(part.unreadable) > _SHOWN else []
         return [printable(line) for line in (*lines, *self.notes)]
 
-    def render(self, max_classes: int | None = 20) -> RenderableType:
-        """A table of the counts with the remarks below it, to be printed by `vmamba.terminal.console`.
+    def show(self, console: Console, max_classes: int | None = 20) -> None:
+        """Print a table of the counts with the remarks below it; lines with paths are left whole.
 
         Args:
+            console: See `vmamba.terminal.console`.
             max_classes: Rows of the table; more classes are summed up in one; None for all.
         """
-        from rich.console import Group
         from rich.table import Column, Table
         from rich.text import Text
 
@@ -101,8 +101,11 @@ class DataSummary:
             table.add_row(f"{len(rest):,} more classes", *(_cell(part, rest) for part in self.splits))
         table.add_section()
         table.add_row("images", *(f"{part.images:,}" for part in self.splits))
-        places = [Text(printable(f"{part.split}: {part.path}")) for part in self.splits]
-        return Group(*places, table, *(Text(line) for line in self.remarks()))
+        for part in self.splits:
+            console.print(printable(f"{part.split}: {part.path}"), soft_wrap=True)
+        console.print(table)
+        for line in self.remarks():
+            console.print(line, soft_wrap=True)
 
 
 def _cell(part: SplitSummary, names: Sequence[str]) -> str:

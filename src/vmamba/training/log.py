@@ -167,7 +167,7 @@ def show(summary: DataSummary) -> None:
     """Print what a data set holds."""
     if not is_quiet():
         with suppress(OSError, UnicodeEncodeError):
-            console().print(summary.render())
+            summary.show(console())
 
 
 def memory_gb(device: torch.device) -> float:
