@@ -15,7 +15,7 @@ from vmamba.checkpoints.info import read_info
 from vmamba.cli.arguments import add_device, add_json, add_output, device, positive
 from vmamba.cli.results import print_json
 from vmamba.errors import OptionError
-from vmamba.files import atomic_write
+from vmamba.files import atomic_write, require_file
 from vmamba.frozen import freeze
 from vmamba.tables import write_csv
 from vmamba.tasks import task_class
@@ -90,6 +90,8 @@ def run(options: argparse.Namespace) -> int:
 def _recipe(options: argparse.Namespace) -> Recipe:
     """The recipe, below the description beside the weights, below the options."""
     values: dict[str, Any] = {"model_options": {}, "grad_accum_steps": 1}
+    if options.checkpoint:
+        require_file(options.checkpoint)
     info = None if options.recipe or options.pretrained else read_info(options.checkpoint)
     if info is not None:
         values["task"] = info.task
