@@ -123,6 +123,8 @@ def test_bad_input(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "its classifier has 7 classes, the data 4" in capsys.readouterr().err
     assert evaluate("--data", tmp_path / "none", "--checkpoint", seven) == 2
     assert "no such folder" in capsys.readouterr().err
+    assert evaluate("--data", tmp_path / "none", "--checkpoint", tmp_path / "none.pth") == 2
+    assert "none.pth: No such file or directory; check the spelling" in capsys.readouterr().err
     assert evaluate("--data", images, "--checkpoint", seven, "--ema") == 2
     assert "has no 'model_ema' weights" in capsys.readouterr().err
     assert evaluate("--data", images, "--pretrained") == 2
