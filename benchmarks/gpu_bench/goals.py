@@ -94,7 +94,8 @@ class _Rows:
 
     def baselines(self, label: str, what: str) -> list[str]:
         """What a scan was compared with, measured or not."""
-        cases = [row["case"] for row in self.rows if (row["note"], row["what"]) == (label, what)]
+        wanted = ("scan", label, what)
+        cases = [row["case"] for row in self.rows if (row["step"], row["note"], row["what"]) == wanted]
         return [case for case in dict.fromkeys(cases) if case != "fused"] or ["unfused (our selective_scan)"]
 
 

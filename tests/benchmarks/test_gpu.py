@@ -262,6 +262,7 @@ def test_goals() -> None:
         values("scan", "fused", "forward", ms=2.0, of_floor=0.54, note=label),
         values("scan", "unfused (mamba_ssm)", "forward", ms=10.0, note=label),
         values("scan", "unfused (our selective_scan)", "forward", status="failed: out of memory", note=label),
+        values("convolution", "two layers", "forward", ms=3.0, note=label),
         values("inference T", ours, "compiled", images_per_s=150.0),
         values("inference T", swin, "compiled", images_per_s=100.0),
         values("inference T", "convnext_tiny", "", status="failed to compile: not done within 240 s"),
