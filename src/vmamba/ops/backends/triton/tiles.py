@@ -50,13 +50,6 @@ def softplus_slope(y):
 
 
 @triton.jit
-def sigmoid(z):
-    """1 / (1 + exp(-z)), without cancellation."""
-    u = tl.exp2(-tl.abs(z) * LOG2E)
-    return tl.where(z >= 0, 1.0, u) / (1.0 + u)
-
-
-@triton.jit
 def _then(a1, d1, a2, d2):
     return a2 * a1, tl.fma(a2, d1, d2)
 
