@@ -4,6 +4,7 @@
     python benchmarks/fuzz.py --kinds coco image        # some kinds
     python benchmarks/fuzz.py --minutes 3               # a part of it; the same command goes on from there
     python benchmarks/fuzz.py --only coco/1234          # one input again, with its traceback
+    python benchmarks/fuzz.py --retry                   # those that failed, after mending
 
 Every input is a pure function of its kind, the seed and its number. Processes are limited in memory and time; the input
 that ends one is found and counts as a failure. Results: benchmarks/results/fuzz.md.
@@ -49,12 +50,17 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, metavar="M", help="stop after about so long; the next call goes on")
     parser.add_argument("--fresh", action="store_true", help="begin again instead of going on")
     parser.add_argument("--only", metavar="KIND/NUMBER", help="try one input, and show how it ends")
+    parser.add_argument("--retry", action="store_true", help="try those again that failed, instead of new ones")
     parser.add_argument("--processes", type=int, default=1, metavar="N")
     parser.add_argument("--output", type=Path, default=RESULTS / "fuzz.md", metavar="FILE")
     options = parser.parse_args()
     if options.only:
         return try_one(options.only, options.seed)
     record = Record("fuzz", {"seed": options.seed}, options.minutes, options.fresh)
+    if options.retry:
+        retry(record)
+        write(options.output, record)
+        return min(len(record.failures), 1)
     each = -(-options.inputs // len(options.kinds))
     for kind in options.kinds:
         while not record.late and (first := record.counts.get(kind, {}).get("inputs", 0)) < each:
@@ -70,6 +76,18 @@ def main() -> int:
             print(f"{kind}: {counts['inputs']:,} of {each:,} inputs, {counts['failed']} failures", flush=True)
             write(options.output, record)
     return min(len(record.failures), 1)
+
+
+def retry(record: Record) -> None:
+    """Try the inputs again that failed; those that end as they should now count as mended."""
+    failed, record.failures = record.failures, []
+    for failure in failed:
+        kind, rest = failure.split(" ", 1)
+        seed, number = map(int, rest.split(":", 1)[0].split("/"))
+        with record.trying(kind) as counts:
+            refused, read, failures = try_chunks([(kind, seed, number, 1)])
+            counts.update(refused=refused, read=read, failed=len(failures) - 1, mended=refused + read)
+            record.failures += failures
 
 
 def try_chunks(chunks: list[Chunk]) -> tuple[int, int, list[str]]:
@@ -153,14 +171,14 @@ def write(path: Path, record: Record) -> None:
         "Each input ends in one line that names the file (refused), is read rightly, or ends otherwise (failed): a "
         f"traceback, a warning, more than {SECONDS} s, more than {MEMORY >> 30} GiB, a lost process.",
         "",
-        "| kind | inputs | refused | read | failed | minutes |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| kind | inputs | refused | read | failed | failed at first, mended | minutes |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for kind, counts in record.counts.items():
-        numbers = [f"{counts[name]:,}" for name in ("inputs", "refused", "read", "failed")]
+        numbers = [f"{counts[name]:,}" for name in ("inputs", "refused", "read", "failed", "mended")]
         lines.append(f"| {kind} | {' | '.join(numbers)} | {record.seconds[kind] / 60:.1f} |")
-    total = sum(counts["inputs"] for counts in record.counts.values())
-    lines.append(f"| all | {total:,} | | | {len(record.failures):,} | {record.seconds.total() / 60:.1f} |")
+    total, mended = (sum(counts[name] for counts in record.counts.values()) for name in ("inputs", "mended"))
+    lines.append(f"| all | {total:,} | | | {len(record.failures):,} | {mended:,} | {record.seconds.total() / 60:.1f} |")
     if record.failures:
         lines += ["", "Failures:", "", *(f"- {failure}" for failure in record.failures[:50])]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
