@@ -85,5 +85,5 @@ class Record:
 
 def _origin(head: dict[str, str]) -> dict[str, str]:
     """What two runs must have in common; the files that they write do not count as changes."""
-    kept = {key: value for key, value in head.items() if key not in ("date", "load", "command")}
-    return kept | {"commit": head.get("commit", "").removesuffix(" with changes")}
+    kept = {key: head.get(key, "") for key in ("plan", "device", "versions", "commit")}
+    return kept | {"commit": kept["commit"].removesuffix(" with changes")}

@@ -155,10 +155,11 @@ def test_the_next_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_other_code_begins_anew(tmp_path: Path) -> None:
     conductor(tmp_path, well, "growth").conduct(["growth"], again=False)
-    record = Record(SMOKE, tmp_path, "gpu", HEAD | {"date": "tomorrow", "commit": "abc1234 with changes"})
+    record = Record(SMOKE, tmp_path, "gpu", HEAD | {"load": "high", "commit": "abc1234 with changes"})
     assert record.resume()  # the results themselves are changes
     assert len(record.rows) == 3
-    assert not Record(SMOKE, tmp_path, "gpu", HEAD | {"commit": "def5678"}).resume()
+    for change in ({"commit": "def5678"}, {"device": "another"}, {"plan": "full"}):
+        assert not Record(SMOKE, tmp_path, "gpu", HEAD | change).resume()
 
 
 def test_few_preparations_at_once(tmp_path: Path) -> None:
