@@ -155,7 +155,7 @@ def fields_from_options(options: Mapping[str, Any]) -> dict[str, Any]:
     except OptionError:
         raise
     except (TypeError, ValueError, OverflowError) as error:
-        raise OptionError(f"options of the authors' VSSM: {error}") from None
+        raise OptionError(f"options of the authors' VSSM: {str(error)[:200]}") from None
 
 
 def _fields(opt: Mapping[str, Any]) -> dict[str, Any]:
