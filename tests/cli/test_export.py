@@ -60,6 +60,15 @@ def test_the_file_predicts_as_the_weights_do(weights: Path, tmp_path: Path, caps
         probabilities = [p["probability"] for p in other["predictions"]]
         assert [p["probability"] for p in one["predictions"]] == pytest.approx(probabilities, abs=1e-5)
 
+    small = tmp_path / "int8.onnx"
+    arguments = ["export", "--checkpoint", str(weights), "--output", str(small), "--precision", "int8"]
+    assert main(arguments) == 2
+    assert "int8 needs images" in capsys.readouterr().err
+    assert main([*arguments, "--images", str(photos)]) == 0
+    assert f"of PyTorch on {len(expected)} images" in capsys.readouterr().out
+    for one, other in zip(predict("--checkpoint", str(small), "--engine", "onnxruntime"), expected, strict=True):
+        assert one["predictions"][0]["probability"] == pytest.approx(other["predictions"][0]["probability"], abs=0.05)
+
     engine = ["--engine", "onnxruntime"]
     for arguments, message in [
         (["predict", str(photos), "--checkpoint", str(weights), *engine], "ONNX Runtime cannot load it"),

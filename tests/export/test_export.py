@@ -125,6 +125,25 @@ def test_half_precision(tmp_path: Path) -> None:
     assert next(model.parameters()).dtype == torch.float32
 
 
+def test_int8(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = vmamba.create_model("vmamba_pico", num_classes=7, pos_embed_size=None).eval()
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and not name.endswith("A_log"):
+            nn.init.normal_(parameter, std=0.05)
+    batches = list(torch.randn(6, 2, 3, 64, 64))
+    exported = export(model, tmp_path / "model.onnx", image_size=64, precision="int8", calibration=batches)
+    assert 1e-4 < exported.error < 0.1
+    content = onnx.load(exported.path)
+    integers = {t.name for t in content.graph.initializer if t.data_type == onnx.TensorProto.INT8}
+    linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    assert len(integers) >= len(linear)
+    with torch.no_grad():
+        for kernels in (False, True):
+            (logits,) = runner(exported.path, kernels=kernels)(batches[0])
+            assert 1e-4 < relative_error(logits, model(batches[0])) <= exported.error * 1.01
+
+
 class Unrepeatable(nn.Module):
     """Gives another result at every call."""
 
@@ -149,6 +168,8 @@ def test_a_model_that_disagrees_is_not_written(tmp_path: Path) -> None:
     [
         ({"format": "caffe"}, "unknown export format 'caffe'"),
         ({"precision": "int3"}, "unknown precision 'int3'"),
+        ({"precision": "int8"}, "int8 needs images"),
+        ({"precision": "int8", "format": "openvino"}, "int8 is for ONNX, not for openvino"),
         ({"dynamic": ("depth",)}, "dynamic of onnx can be batch and size, got depth"),
         ({"image_size": 16}, "at least 32 pixels"),
     ],

@@ -7,16 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
+from vmamba.checkpoints.info import info_of
 from vmamba.checkpoints.recognition import open_checkpoint
 from vmamba.cli.arguments import positive
+from vmamba.data.images import find_images, read_image
 from vmamba.errors import OptionError
 from vmamba.export import FORMATS, PRECISIONS, export
 from vmamba.files import refuse_overwriting
-from vmamba.progress import remark
+from vmamba.progress import progress_bar, remark
+from vmamba.tasks.classification.prediction import eval_transform
 from vmamba.tasks.detection.checkpoint import load_detector
 from vmamba.tasks.segmentation.checkpoint import load_segmenter
+from vmamba.tasks.segmentation.inference import Inference, as_tensor
 from vmamba.zoo import create_model, model_from_checkpoint
 
 if TYPE_CHECKING:
@@ -24,9 +28,13 @@ if TYPE_CHECKING:
 
 LOADERS: dict[str, Callable[..., nn.Module]] = {"detection": load_detector, "segmentation": load_segmenter}
 
+CALIBRATION_IMAGES = 256
+
 EXAMPLES = """examples:
   vmamba export --checkpoint runs/finetune/weights/model.safetensors --output model.onnx
-  vmamba export --model vmamba_tiny_s1l8 --pretrained --precision float16 --output tiny.onnx"""
+  vmamba export --model vmamba_tiny_s1l8 --pretrained --precision float16 --output tiny.onnx
+  vmamba export --checkpoint runs/finetune/weights/model.safetensors --precision int8 --images photos \\
+    --output int8.onnx"""
 
 
 def add_to(commands: Commands) -> None:
@@ -46,6 +54,12 @@ def add_to(commands: Commands) -> None:
         "--dynamic", metavar="WHAT", help="what may differ from the example: batch,size (default: what can)"
     )
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="default float32")
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        metavar="IMAGE",
+        help="for int8: files, folders or patterns, of which up to 256 calibrate",
+    )
     parser.add_argument("--inline", action="store_true", help="standard operators alone, no functions")
     parser.set_defaults(run=run)
 
@@ -56,6 +70,7 @@ def run(options: argparse.Namespace) -> int:
     model = _model(options)
     info = getattr(model, "info", None)
     preprocessing = getattr(info, "preprocessing", None)
+    calibration = _calibration(model, options)
     exported = export(
         model,
         options.output,
@@ -64,12 +79,29 @@ def run(options: argparse.Namespace) -> int:
         dynamic=None if options.dynamic is None else [name for name in options.dynamic.split(",") if name],
         precision=options.precision,
         inline=options.inline,
+        calibration=calibration,
     )
     remark(
         f"wrote {exported.path}: {exported.nodes} nodes, "
-        f"within {exported.error:.1e} of PyTorch at {len(exported.shapes)} shapes"
+        f"within {exported.error:.1e} of PyTorch "
+        + (f"on {len(calibration)} images" if calibration else f"at {len(exported.shapes)} shapes")
     )
     return 0
+
+
+def _calibration(model: nn.Module, options: argparse.Namespace) -> list[Tensor]:
+    """Images as the model takes them, in batches of one: those of segmenters differ in size."""
+    if not options.images:
+        return []
+    info = info_of(model)
+    paths = find_images(options.images)[:CALIBRATION_IMAGES]
+    with progress_bar("images") as bar:
+        images = [read_image(path) for path in bar.track(paths, description="reading")]
+    if info.task == "segmentation":
+        inference = Inference() if info.preprocessing is None else Inference.of(info.preprocessing)
+        return [next(inference.inputs(as_tensor(image))) for image in images]
+    transform = eval_transform(model, options.image_size)
+    return [transform(image)[None] for image in images]
 
 
 def _model(options: argparse.Namespace) -> nn.Module:

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from vmamba.checkpoints.info import FORMAT, ModelInfo
 from vmamba.errors import MissingPackageError, OptionError
-from vmamba.export.verification import DETECTIONS, TOLERANCE, verification_shapes, verify
+from vmamba.export.verification import DETECTIONS, QUANTIZED, TOLERANCE, verification_shapes, verify
 from vmamba.tasks.detection.exported import RESULTS, SingleImageDetector
 from vmamba.tasks.detection.mask_rcnn import MaskRCNN
 
-PRECISIONS = {"float32": torch.float32, "float16": torch.float16}
+#: Precisions, and the dtype of the images of their files.
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "int8": torch.float32}
 #: Formats, which are modules of this package, and what may differ from the example in their files.
 FORMATS = {"onnx": ("batch", "size"), "openvino": ()}
 
@@ -36,6 +37,7 @@ class Example:
         output_names: A name for each result.
         metadata: For the file, values as JSON.
         inline: Standard operators alone.
+        calibration: Batches of images by which linear layers are quantised to 8 bits; none to leave them as they are.
     """
 
     model: nn.Module
@@ -44,6 +46,7 @@ class Example:
     output_names: Sequence[str]
     metadata: Mapping[str, str]
     inline: bool = False
+    calibration: Sequence[Tensor] = ()
 
 
 class Converted(Protocol):
@@ -88,6 +91,7 @@ def export(
     inline: bool = False,
     output_names: Sequence[str] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    calibration: Sequence[Tensor] = (),
 ) -> Exported:
     """Export a classifier, backbone (``features_only``), detector or segmenter, checked against PyTorch before it is
     written.
@@ -100,11 +104,14 @@ def export(
         image_size: Size of the example in pixels, (height, width) or one for both.
         dynamic: ``"batch"``, ``"size"``: what may differ from the example later; by default what can. Detectors
             take single images, files of OpenVINO one shape.
-        precision: ``"float32"`` or ``"float16"`` (weights and activations; the scans compute in float32).
+        precision: ``"float32"``; ``"float16"`` (weights and activations; the scans compute in float32); or ``"int8"``,
+            of ONNX (linear layers; all else in float32).
         inline: Replace the scans' nodes by the standard operators that define them, for runtimes without functions.
         output_names: Names of the results; default: ``logits``, or ``map1``, ``map2`` … for several.
         metadata: Written into the file where the format has a place, values as JSON; by default what ``model.info``
             says: task, class names, preprocessing.
+        calibration: Batches (B, C, H, W) of real images, preprocessed, for ``"int8"``: the ranges of activations are
+            taken from them, and `Exported.error` is that of their results.
 
     Returns:
         The file, and how well it agrees.
@@ -123,6 +130,10 @@ def export(
     dynamic = _dynamic(dynamic, format, detector)
     if detector and precision != "float32":
         raise OptionError(f"detectors are exported in float32, not in {precision}")
+    if precision == "int8" and format != "onnx":
+        raise OptionError(f"int8 is for ONNX, not for {format}")
+    if (precision == "int8") != bool(calibration):
+        raise OptionError("int8 needs images to calibrate it with, and nothing else takes them")
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if min(height, width) < 32:
         raise OptionError(f"image_size must be at least 32 pixels, got {height}×{width}")
@@ -148,11 +159,15 @@ def export(
             names,
             {name: json.dumps(value) for name, value in metadata.items()},
             inline,
+            calibration,
         )
         converted = convert(example)
         shapes = verification_shapes(images.shape, dynamic)
-        tolerance = DETECTIONS if detector else TOLERANCE[dtype]
-        error = verify(whole, converted.run, shapes, tolerance, dtype)
+        if precision == "int8":
+            error = verify(whole, converted.run, calibration, QUANTIZED)
+        else:
+            examples = [torch.randn(shape, generator=torch.Generator().manual_seed(0)) for shape in shapes]
+            error = verify(whole, converted.run, examples, DETECTIONS if detector else TOLERANCE[dtype], dtype)
     finally:
         model.train(was_training)
     converted.write(Path(path))

@@ -21,6 +21,7 @@ from torch.export import Dim
 
 from vmamba.export import Example
 from vmamba.export.onnx_scan import DOMAIN, OPSET, VERSION, function_name, scan_function
+from vmamba.export.quantization import quantize_linear_layers
 from vmamba.files import atomic_write
 from vmamba.ort import runner
 
@@ -48,6 +49,8 @@ class OnnxFile:
 def convert(example: Example) -> OnnxFile:
     """Translate a model; its input is ``images``."""
     proto = _finish(_translate(example), example.metadata)
+    if example.calibration:
+        proto = quantize_linear_layers(proto, example.calibration)
     if example.inline:
         proto = onnx.inliner.inline_local_functions(proto)
     onnx.checker.check_model(proto, full_check=True)

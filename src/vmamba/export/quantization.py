@@ -1,0 +1,57 @@
+"""Linear layers of an ONNX file in 8-bit integers, the rest as it was."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from torch import Tensor
+
+
+class _Batches(CalibrationDataReader):  # type: ignore[misc]  # of the runtime, untyped
+    def __init__(self, batches: Sequence[Tensor]) -> None:
+        self._left = iter(batches)
+
+    def get_next(self) -> dict[str, Any] | None:
+        batch = next(self._left, None)
+        return None if batch is None else {"images": batch.numpy()}
+
+
+def quantize_linear_layers(proto: onnx.ModelProto, batches: Sequence[Tensor]) -> onnx.ModelProto:
+    """Quantise the products with constant weights: weights by output channel, activations by their range on images.
+
+    The scans, their projections of Δ among them, norms and convolutions stay in float.
+
+    Args:
+        proto: A model with the input ``images``, float32.
+        batches: Images (B, C, H, W) as the model takes them.
+    """
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # advice about preprocessing that has been done
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            source, target = Path(folder, "float32.onnx"), Path(folder, "int8.onnx")
+            onnx.save(proto, source)
+            quantize_static(
+                source,
+                target,
+                _Batches(batches),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=["MatMul", "Gemm"],
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                activation_type=QuantType.QUInt8,
+                extra_options={"MatMulConstBOnly": True},
+            )
+            quantized = onnx.load(target)
+    finally:
+        root.setLevel(level)
+    del quantized.metadata_props[:]
+    quantized.metadata_props.extend(proto.metadata_props)
+    return quantized
