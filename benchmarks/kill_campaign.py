@@ -194,9 +194,10 @@ class Campaign:
             pid = self.fork(output)
             time.sleep(self.draw.uniform(0.05, 1.1 * self.seconds))
             group = self.draw.random() < 0.5
+            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
             (os.killpg if group else os.kill)(pid, signal.SIGTERM)
             status = self.wait(pid)
-            counts["signals"] += 1
+            counts["too late" if ended else "signals"] += 1
             counts[f"exit status {status}"] += 1
             self.check(counts, "OTHER EXIT STATUS", status not in (0, STOPPED), output)
             if status == 0:
