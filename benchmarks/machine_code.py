@@ -64,14 +64,14 @@ def disassembled(cubin: bytes) -> list[Instruction]:
     """The instructions of the only kernel of a cubin, up to the branch to itself that ends them."""
     lines = _run("nvdisasm", "-c", cubin=cubin).splitlines()
     labels: dict[str, int] = {}
-    found: list[tuple[str, str]] = []
+    instructions: list[tuple[str, str]] = []
     for line in lines:
         if label := _LABEL.match(line.strip()):
-            labels[label[1]] = len(found)
+            labels[label[1]] = len(instructions)
         elif match := _LINE.search(line):
-            found.append((match[2], match[3]))
+            instructions.append((match[2], match[3]))
     listing = []
-    for i, (name, operands) in enumerate(found):
+    for i, (name, operands) in enumerate(instructions):
         label = re.search(r"\.L_x_\w+", operands) if name.startswith("BRA") else None
         if label and labels[label[0]] == i:
             break
@@ -114,8 +114,8 @@ def executed(listing: Sequence[Instruction], trips: Sequence[float]) -> Counter[
 def resources(cubin: bytes) -> dict[str, int]:
     """Registers and bytes of local memory per thread; shared memory that was reserved at compile time is not in it."""
     listing = _run("cuobjdump", "-res-usage", cubin=cubin)
-    found = {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", listing)}
-    return {"registers": found["REG"], "spilled": found["STACK"] + found["LOCAL"]}
+    used = {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", listing)}
+    return {"registers": used["REG"], "spilled": used["STACK"] + used["LOCAL"]}
 
 
 def occupancy(registers: int, warps: int, shared: int) -> int:

@@ -32,12 +32,16 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from vmamba.model.variants import VARIANTS
+from vmamba.ops.backends import triton as kernels
 from vmamba.ops.backends.triton import depthwise_silu as depthwise_kernels
 from vmamba.ops.backends.triton import launch as launching
 from vmamba.ops.backends.triton import selective_backward as selective_backward_kernels
 from vmamba.ops.backends.triton import selective_forward as selective_kernels
 from vmamba.ops.backends.triton import ss2d_backward as ss2d_backward_kernels
 from vmamba.ops.backends.triton import ss2d_forward as ss2d_kernels
+from vmamba.ops.backends.triton import ss2d_walk_backward as walk_back_kernels
+from vmamba.ops.backends.triton import ss2d_walk_forward as walk_kernels
+from vmamba.ops.operands import SS2DOperands
 from vmamba.progress import progress_bar
 
 TARGETS = {
@@ -46,26 +50,34 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
-MODULES = (ss2d_kernels, ss2d_backward_kernels, selective_kernels, selective_backward_kernels, depthwise_kernels)
+MODULES = (
+    walk_kernels,
+    walk_back_kernels,
+    ss2d_kernels,
+    ss2d_backward_kernels,
+    selective_kernels,
+    selective_backward_kernels,
+    depthwise_kernels,
+)
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def shapes(name: str, side: int, dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
-    """Arguments of `passes` for every stage of a released model, batch 128."""
+def shapes(name: str, side: int, dtype: torch.dtype, batch: int = 128) -> dict[str, tuple[Any, ...]]:
+    """Arguments of `passes` for every stage of a released model."""
     config = VARIANTS[name].config
     stages: dict[str, tuple[Any, ...]] = {}
     for number, dim in enumerate(config.dims, 1):
-        tokens, inner = (128, side >> (number + 1), side >> (number + 1)), int(dim * config.ssm_ratio)
+        tokens, inner = (batch, side >> (number + 1), side >> (number + 1)), int(dim * config.ssm_ratio)
         stages[f"stage {number}"] = (tokens, inner, config.rank(dim), config.d_state, config.ssm_conv_bias, dtype)
     return stages
 
 
-def model(name: str, side: int, dtype: torch.dtype) -> dict[str, Callable[[], None]]:
+def model(name: str, side: int, dtype: torch.dtype, batch: int = 128) -> dict[str, Callable[[], None]]:
     """The scan and the convolution before it, of every stage of a released model, parameters in float32."""
-    return {part: functools.partial(layer, shape) for part, shape in shapes(name, side, dtype).items()}
+    return {part: functools.partial(layer, shape) for part, shape in shapes(name, side, dtype, batch).items()}
 
 
 def passes(
@@ -75,9 +87,10 @@ def passes(
     x, dbc = empty(*tokens, inner, dtype=dtype), empty(*tokens, 4, rank + 2 * states, dtype=dtype)
     operands = (x, dbc, empty(4, inner, rank), empty(4, inner, states), empty(4, inner), empty(4, inner))
     weight, offset = empty(inner, 1, 3, 3), empty(inner) if bias else None
+    scanned = SS2DOperands(*operands, "cross")
     return {
-        "scan": lambda: ss2d_kernels.ss2d_scan(*operands, "cross"),
-        "scan, backward": lambda: ss2d_backward_kernels.ss2d_scan_backward(x, *operands, "cross"),
+        "scan": lambda: kernels.ss2d_scan(scanned),
+        "scan, backward": lambda: kernels.ss2d_scan_backward(x, scanned),
         "convolution": lambda: depthwise_kernels.depthwise_silu(x, weight, offset),
         "convolution, backward": lambda: depthwise_kernels.depthwise_silu_backward(
             torch.empty_like(x), x, weight, offset
@@ -104,6 +117,7 @@ CASES: dict[str, dict[str, Callable[[], None]]] = {
     "tiny, 224², fp32": model("vmamba_tiny_s1l8", 224, torch.float32),
     "tiny, 224², fp16": model("vmamba_tiny_s1l8", 224, torch.float16),
     "tiny, 1024², bf16": model("vmamba_tiny_s1l8", 1024, torch.bfloat16),
+    "tiny, 1024², bf16, batch 1": model("vmamba_tiny_s1l8", 1024, torch.bfloat16, 1),
     "tiny s2, 224², bf16": model("vmamba_tiny_s2l5", 224, torch.bfloat16),
     "base, 224², bf16": model("vmamba_base_s1l20", 224, torch.bfloat16),
     "base, 1024², bf16": model("vmamba_base_s1l20", 1024, torch.bfloat16),
@@ -212,13 +226,14 @@ def build(launch: Launch, target: str) -> Any:
     constants = dict(launch.constants)
     if target.startswith("gfx"):  # as `launch.product_precision` has it on AMD's GPUs
         constants |= {name: "ieee" for name in ("PRECISION", "GRADIENT") if name in constants}
+        constants |= {name: True for name in ("WAITS",) if name in constants}
     source = ASTSource(
         kernel,
         {name: launch.signature.get(name, "constexpr") for name in place},
         {place[name]: value for name, value in constants.items()},
         {place[name]: [["tt.divisibility", 16]] for name in launch.aligned},
     )
-    warps = max(1, launch.warps * 32 // TARGETS[target].warp_size)
+    warps = launching.waves(launch.warps, TARGETS[target].warp_size)
     options = {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": True}
     return triton.compile(source, target=TARGETS[target], options=options)
 

@@ -51,3 +51,8 @@ def test_kernels_run_on_the_device_of_their_operands(monkeypatch: pytest.MonkeyP
     [(index, grid, options)] = kernel.launches
     assert (index, grid) == (1, (70000,))
     assert options == {"BLOCK": 4, "num_warps": 2, "num_stages": 1, "enable_fp_fusion": True}
+
+
+def test_wide_warps_hold_as_many_threads() -> None:
+    assert [launching.waves(warps, 32) for warps in (1, 2, 8)] == [1, 2, 8]
+    assert [launching.waves(warps, 64) for warps in (1, 2, 4, 8)] == [2, 2, 2, 4]

@@ -24,6 +24,9 @@ from vmamba.ops.backends.triton import selective_backward as selective_backward_
 from vmamba.ops.backends.triton import selective_forward as selective_kernels  # noqa: E402
 from vmamba.ops.backends.triton import ss2d_backward as ss2d_backward_kernels  # noqa: E402
 from vmamba.ops.backends.triton import ss2d_forward as ss2d_kernels  # noqa: E402
+from vmamba.ops.backends.triton import ss2d_walk_backward as walk_back_kernels  # noqa: E402
+from vmamba.ops.backends.triton import ss2d_walk_forward as walk_kernels  # noqa: E402
+from vmamba.ops.backends.triton import walk  # noqa: E402
 from vmamba.ops.backends.triton.launch import INTERPRETED  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -81,6 +84,76 @@ def test_patterns(pattern: str, grid: tuple[int, int]) -> None:
     check(ss2d_operands(1, *grid, 5, 1, 3, pattern, torch.float32), pattern)
 
 
+@pytest.mark.parametrize(
+    ("grid", "channels", "rank", "pattern", "chains"),
+    [
+        ((1, 1), 8, 1, "cross", 0),
+        ((1, 9), 24, 9, "cross", 16),
+        ((9, 1), 8, 8, "cross", 1),
+        ((5, 6), 40, 3, "cross", 32),  # a block of channels with a remainder
+        ((7, 7), 16, 17, "cross", 0),  # four chains an image, four images a program, of which two exist
+        ((6, 5), 16, 2, "bidirectional", 4),
+        ((3, 5), 16, 2, "unidirectional", 4),
+    ],
+    ids=str,
+)
+def test_walk(
+    monkeypatch: pytest.MonkeyPatch, grid: tuple[int, int], channels: int, rank: int, pattern: str, chains: int
+) -> None:
+    """The walking kernels alone, in float32, with the chains that they would choose (0) or with others."""
+    if chains:
+        size = {"CHAINS": chains, "G": max(1, chains // 16), "C": 16}
+        monkeypatch.setattr(walk, "shape", lambda *sizes: size)
+    operands = [t.to(DEVICE) for t in ss2d_operands(2, *grid, channels, 1, rank, pattern, torch.float32)]
+    dy = torch.randn(operands[0].shape, generator=torch.Generator().manual_seed(1))
+    exact = SS2DOperands(*(t.cpu().double() for t in operands), pattern)
+    expected = [reference.ss2d_scan(exact), *reference.ss2d_scan_backward(dy.double(), exact)]
+    got = [walk_kernels.ss2d_scan(*operands, pattern)]
+    got += walk_back_kernels.ss2d_scan_backward(dy.to(DEVICE), *operands, pattern)
+    for value, truth in zip(got, expected, strict=True):
+        assert relative_error(value.cpu(), truth) < TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("rank", "channels"), [(6, 32), (12, 40)])
+def test_walk_storage_types(dtype: torch.dtype, rank: int, channels: int) -> None:
+    check(ss2d_operands(2, 5, 3, channels, 1, rank, "cross", dtype))
+
+
+def test_which_kernels_walk() -> None:
+    """Those for patches keep several states, lines that begin anew, large maps that would occupy few programs."""
+
+    def takes(
+        *shape: int, rank: int = 6, states: int = 1, pattern: str = "cross", dtype: Any = torch.bfloat16
+    ) -> list[bool]:
+        x, dbc = (torch.empty(*shape, *more, dtype=dtype, device="meta") for more in ((), (1,)))
+        weight, A = (torch.empty(4, shape[3], n, device="meta") for n in (rank, states))
+        operands = SS2DOperands(x, dbc, weight, A, A, A, pattern)
+        return [walk.takes(operands), walk.takes(operands, backward=True)]
+
+    assert takes(1, 32, 32, 96) == [True, True]
+    assert takes(32, 56, 56, 96, pattern="unidirectional") == [True, True]
+    assert takes(1, 56, 56, 96) == [False, False]
+    assert takes(1, 32, 32, 96, states=2) == [False, False]
+    assert takes(1, 32, 32, 96, pattern="rows") == [False, False]
+    assert takes(1, 8, 8, 12) == [False, False]
+    assert takes(64, 40, 40000, 96) == [False, False]
+    assert takes(1, 32, 32, 96, rank=48) == [True, True]
+    assert takes(1, 32, 32, 96, rank=64) == [True, False]
+    assert takes(1, 32, 32, 96, rank=48, dtype=torch.float16) == [True, False]
+    assert takes(1, 32, 32, 96, dtype=torch.float32) == [True, False]
+    assert takes(1, 32, 32, 96, rank=48, dtype=torch.float32) == [False, False]
+
+
+def test_division_by_the_height_in_one_multiplication() -> None:
+    """What kernels compute where the interpreter divides (`walk.image_order`), up to the largest of the maps taken."""
+    for height in [*range(1, 300), 1023, 1024, 46340]:
+        *_, inverse = walk.sizes(torch.empty(1, height, 1, 8, device="meta"), 1)
+        limit = 2**31 // height - 1
+        s = torch.cat([torch.arange(min(limit, 5000)), torch.arange(max(0, limit - 5000), limit)])
+        assert torch.equal(2 * s * inverse >> 32, s // height)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_storage_types(dtype: torch.dtype) -> None:
     check(ss2d_operands(1, 5, 3, 6, 1, 2, "cross", dtype))
@@ -92,17 +165,19 @@ def test_mixed_storage_as_under_autocast(dtype: torch.dtype) -> None:
     check([*(t.to(dtype) for t in operands[:2]), *operands[2:]])
 
 
-def test_weights_keep_their_bits_beside_half_precision_activations() -> None:
+@pytest.mark.parametrize(("channels", "rank"), [(4, 2), (8, 2), (8, 12)])
+def test_weights_keep_their_bits_beside_half_precision_activations(channels: int, rank: int) -> None:
     """Only x and dbc are stored in bfloat16, and given: what is computed from them is exact to float32 until stored."""
-    operands = ss2d_operands(1, 3, 4, 4, 1, 2, "cross", torch.float32)
+    operands = ss2d_operands(1, 3, 4, channels, 1, rank, "cross", torch.float32)
     operands[1] = operands[1].bfloat16()
     y = kernels.ss2d_scan(SS2DOperands(*(t.to(DEVICE) for t in operands), "cross"))
     assert relative_error(y.cpu(), reference.ss2d_scan(SS2DOperands(*(t.double() for t in operands), "cross"))) < 2e-5
 
 
+@pytest.mark.parametrize(("channels", "states"), [(4, 2), (8, 1)])
 @pytest.mark.parametrize("step", [50.0, -50.0], ids=["large Δ", "tiny Δ"])
-def test_extreme_steps_stay_finite_and_right(step: float) -> None:
-    operands = ss2d_operands(1, 5, 4, 4, 2, 2, "cross", torch.float32, step=step)
+def test_extreme_steps_stay_finite_and_right(step: float, channels: int, states: int) -> None:
+    operands = ss2d_operands(1, 5, 4, channels, states, 2, "cross", torch.float32, step=step)
     for expected, got in zip(*truth_and_result(operands, "cross"), strict=True):
         assert got.isfinite().all()
         assert relative_error(got, expected) < 1e-5  # Δ of exp(-50): rounding z changes it by 50 · 2^-24
@@ -124,21 +199,25 @@ def test_non_contiguous_operands() -> None:
     check([t.transpose(0, -1).contiguous().transpose(0, -1) for t in operands])
 
 
-def test_gradients_are_the_same_bit_for_bit() -> None:
-    operands = [t.to(DEVICE) for t in ss2d_operands(2, 4, 3, 12, 1, 2, "cross", torch.bfloat16)]
+@pytest.mark.parametrize("channels", [12, 16])
+def test_gradients_are_the_same_bit_for_bit(channels: int) -> None:
+    operands = [t.to(DEVICE) for t in ss2d_operands(2, 4, 3, channels, 1, 2, "cross", torch.bfloat16)]
     first = kernels.ss2d_scan_backward(operands[0], SS2DOperands(*operands, "cross"))
     for a, b in zip(first, kernels.ss2d_scan_backward(operands[0], SS2DOperands(*operands, "cross")), strict=True):
         assert torch.equal(a, b)
 
 
-def test_blocks_of_channels_share_the_gradient_of_dbc(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few programs with several blocks each, or one program per block: the same sums."""
-    operands = [t.to(DEVICE) for t in ss2d_operands(1, 4, 3, 12, 1, 2, "cross", torch.float32)]
+@pytest.mark.parametrize("channels", [12, 40])
+def test_blocks_of_channels_share_the_gradient_of_dbc(monkeypatch: pytest.MonkeyPatch, channels: int) -> None:
+    """Few programs with several blocks and images each, or one program per block: the same sums."""
+    operands = [t.to(DEVICE) for t in ss2d_operands(2, 4, 3, channels, 1, 2, "cross", torch.float32)]
+    backward = walk_back_kernels if channels == 40 else ss2d_backward_kernels
+    monkeypatch.setattr(walk, "shape", lambda *sizes: {"CHAINS": 16, "G": 1, "C": 16})
     exact = SS2DOperands(*(t.cpu().double() for t in operands), "cross")
     expected = reference.ss2d_scan_backward(exact.x, exact)
     for programs in (1, 1024):
-        monkeypatch.setattr(ss2d_backward_kernels, "ENOUGH_PROGRAMS", programs)
-        got = kernels.ss2d_scan_backward(operands[0], SS2DOperands(*operands, "cross"))
+        monkeypatch.setattr(backward, "ENOUGH_PROGRAMS", programs)
+        got = backward.ss2d_scan_backward(operands[0], *operands, "cross")
         assert all(relative_error(a.cpu(), b) < 5e-6 for a, b in zip(got, expected, strict=True))
 
 

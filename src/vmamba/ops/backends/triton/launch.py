@@ -33,7 +33,7 @@ def launch(kernel: Any, grid: tuple[int, ...], operands: Sequence[Any], warps: i
         if not traced:
             kernel[grid](*operands, **constants)
         return
-    options = {"num_warps": max(1, warps * 32 // _lanes()), "num_stages": 1}
+    options = {"num_warps": waves(warps, _lanes()), "num_stages": 1}
     if traced:
         wrap_triton(kernel)[grid](*operands, **constants, **options)
         return
@@ -42,10 +42,21 @@ def launch(kernel: Any, grid: tuple[int, ...], operands: Sequence[Any], warps: i
         kernel[grid](*operands, **constants, **options, enable_fp_fusion=True)
 
 
+def waves(warps: int, lanes: int) -> int:
+    """Warps of `lanes` threads in the place of some of 32; of wide ones two at least: with one, kernels spill."""
+    return warps if lanes == 32 else max(2, warps * 32 // lanes)
+
+
 @functools.cache
 def _lanes() -> int:
     """Threads of a warp."""
     return torch.cuda.get_device_properties().warp_size if torch.version.hip else 32
+
+
+@functools.cache
+def stores_lag() -> bool:
+    """Whether a barrier must be told to wait for stores to global memory: on AMD's gfx9, where Triton's does not."""
+    return bool(torch.version.hip) and torch.cuda.get_device_properties().gcnArchName.startswith("gfx9")
 
 
 def product_precision(dtype: torch.dtype) -> str:

@@ -1,0 +1,122 @@
+"""`ss2d_scan` in Triton for maps that fit a program: forward. See `walk` for the chains.
+
+One program computes C channels of an image, or of several small ones, route after route. It walks all chains at once
+from zero states, composes what they end with, and walks again from the states that they start with, adding to y.
+
+Bytes per token and channel, in the terms of `ss2d_forward`: ``2s + K (R + 2) s / D``, x and dbc in, y out, the least. A
+program reads x of its channels eight times, and reads or writes y seven times; that is in the caches, as far as the
+programs at work fit them together (`benchmarks/triton_bounds.py`). The sum over the routes is kept in y, rounded to the
+storage type after each of them: its error is 1.6 times that of rounding once.
+
+Nothing here has been timed on a GPU.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vmamba.ops.backends.triton import walk
+from vmamba.ops.backends.triton.launch import launch
+from vmamba.ops.backends.triton.tiles import LOG2E
+
+
+@triton.jit(do_not_specialize=["batch", "height", "width", "last_channel", "steps", "inverse"])
+def _walk(
+    x,
+    dbc,
+    weight,
+    A,
+    skip,
+    bias,
+    y,
+    batch,
+    height,
+    width,
+    last_channel,
+    steps,
+    inverse,
+    COLUMNS: tl.constexpr,
+    BACKWARD: tl.constexpr,
+    K: tl.constexpr,
+    R: tl.constexpr,
+    CHAINS: tl.constexpr,
+    G: tl.constexpr,
+    C: tl.constexpr,
+    EXACT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WAITS: tl.constexpr,
+):
+    """The sum over the routes.
+
+    Bytes: x and dbc in, ``s + K (R + 2) s / D``, y out, ``s``; moved once, all but the first time from the caches.
+    """
+    channels = tl.multiple_of(last_channel + 1, C // 4)
+    blocks = tl.cdiv(channels, C)
+    first = tl.program_id(0) % blocks * C
+    image = tl.program_id(0) // blocks * (16 * G // CHAINS)
+    tokens = height * width
+    x += image.to(tl.int64) * tokens * channels
+    y += image.to(tl.int64) * tokens * channels
+    dbc += image.to(tl.int64) * tokens * (K * (R + 2))
+    number = walk.row_chains(G)
+    exists = image + number // CHAINS < batch
+    offset = tl.where(exists, number // CHAINS * tokens, 0)
+    inside = (first + tl.arange(0, C) < channels)[None, :]
+    for k in range(K):
+        columns, backward = (COLUMNS >> k) & 1, (BACKWARD >> k) & 1
+        begin = number % CHAINS * steps
+        begin += backward * (CHAINS * steps - 1 - 2 * begin)
+        weights = walk.load_weights(weight, dbc, first, channels, k, R, G, C)
+        rate = walk.load_parameter(A + k * channels, first, channels, G, C)
+        beta = walk.load_parameter(bias + k * channels, first, channels, G, C) * LOG2E
+        beta = tl.broadcast_to(beta, (G, 16, C))
+        passed = walk.load_parameter(skip + k * channels, first, channels, G, C)
+        h, total = tl.zeros((G, 16, C), tl.float32), tl.zeros((G, 16, C), tl.float32)
+        if CHAINS > 1:
+            for t in range(steps):
+                s = begin + t - 2 * backward * t
+                valid = exists & (s < tokens)
+                token = offset + walk.image_order(tl.minimum(s, tokens - 1), columns, height, width, inverse)
+                place, row = walk.row_places(token, first, channels, C), dbc + token * (K * (R + 2)) + k * (R + 2)
+                u = walk.tiles(tl.load(x + place, mask=valid[:, None] & inside, other=0.0).to(tl.float32), G, C)
+                delta = walk.softplus(walk.project(walk.load_ranks(row, R, G), weights, beta, R, G, PRECISION), EXACT)
+                b, _c = walk.load_pair(row, R, G)
+                drive = delta * (u * walk.over_channels(b * walk.LN2, G, C))
+                h = tl.fma(tl.exp2(delta * rate), h, drive)
+                total += delta
+            h = walk.starts(tl.exp2(total * rate), h, CHAINS, G, C, False)
+        for t in range(steps):
+            s = begin + t - 2 * backward * t
+            valid = exists & (s < tokens)
+            token = offset + walk.image_order(tl.minimum(s, tokens - 1), columns, height, width, inverse)
+            place, row = walk.row_places(token, first, channels, C), dbc + token * (K * (R + 2)) + k * (R + 2)
+            mask = valid[:, None] & inside
+            u = walk.tiles(tl.load(x + place, mask=mask, other=0.0).to(tl.float32), G, C)
+            out = walk.tiles(tl.load(y + place, mask=mask & (k > 0), other=0.0).to(tl.float32), G, C)
+            delta = walk.softplus(walk.project(walk.load_ranks(row, R, G), weights, beta, R, G, PRECISION), EXACT)
+            b, c = walk.load_pair(row, R, G)
+            drive = delta * (u * walk.over_channels(b * walk.LN2, G, C))
+            h = tl.fma(tl.exp2(delta * rate), h, drive)
+            out = tl.fma(u, passed, tl.fma(walk.over_channels(c, G, C), h, out))
+            tl.store(y + place, walk.rows(out, G, C).to(y.dtype.element_ty), mask=mask)
+        walk.wait_for_stores(WAITS)  # another route sums y in other threads
+
+
+def ss2d_scan(x: Tensor, dbc: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, pattern: str) -> Tensor:
+    """See `vmamba.ops.ss2d_scan`; for what `walk.takes`."""
+    x, dbc, dt_weight, A, D, dt_bias = (t.contiguous() for t in (x, dbc, dt_weight, A, D, dt_bias))
+    y = torch.empty_like(x)
+    shape = walk.shape(x, 13, 64 // x.element_size())
+    programs = triton.cdiv(x.shape[0], 16 * shape["G"] // shape["CHAINS"]) * triton.cdiv(x.shape[3], shape["C"])
+    launch(
+        _walk,
+        (programs,),
+        (x, dbc, dt_weight, A, D, dt_bias, y, *walk.sizes(x, shape["CHAINS"])),
+        shape["G"],
+        **shape,
+        **walk.constants(x, dbc, dt_weight.shape[2], pattern),
+    )
+    return y
