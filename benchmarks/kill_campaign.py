@@ -211,14 +211,16 @@ class Campaign:
             [*COMMAND, *self.arguments(output)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
         time.sleep(self.draw.uniform(0.15, self.start_seconds + 0.5 * self.seconds))
+        listening = handles(process.pid, signal.SIGTERM)
         process.terminate()
         _, error = process.communicate()
         status = process.returncode
-        counts["signals"] += 1
+        counts["signals" if listening else "before Python runs"] += 1
         counts[f"exit status {status}"] += 1
         self.log(output).write_text(error)
-        self.check(counts, "OTHER EXIT STATUS", status not in (0, STOPPED), output)
-        self.check(counts, "SILENT", status == STOPPED and not error, output)
+        expected = (0, STOPPED) if listening else (0, STOPPED, -signal.SIGTERM)
+        self.check(counts, "OTHER EXIT STATUS", status not in expected, output)
+        self.check(counts, "SILENT", status not in (0, -signal.SIGTERM) and not error, output)
         if output.exists():
             self.finish(output, counts)
 
@@ -365,6 +367,16 @@ def die_while_writing(nth: int, stage: str) -> None:
         os.fsync = unsynced
     else:
         os.replace = unnamed
+
+
+def handles(pid: int, number: int) -> bool:
+    """True if a process has a handler for a signal, or has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    except OSError:
+        return True
+    caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return caught is None or bool(int(caught.group(1), 16) >> (number - 1) & 1)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> None:
