@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,9 @@ EPILOG = """exit status:
 'vmamba COMMAND --help' shows the options of a command, and examples."""
 
 
+#: Exit status after a signal.
+STATUS: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
+_MESSAGE: dict[int, str] = {signal.SIGINT: "vmamba: interrupted", signal.SIGTERM: "vmamba: terminated"}
 #: Of a training run that was stopped and can be started again.
 NOT_STARTED = 75
 
@@ -79,26 +83,34 @@ def command_of(arguments: Sequence[str], commands: Mapping[str, str] = COMMANDS)
 
 def main() -> int:
     """Run the console script; returns the exit status."""
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        if command_of(sys.argv[1:]) is None:
-            parser, commands = top_parser()
-            for name, line in COMMANDS.items():
-                commands.add_parser(name, help=line)
-            parser.parse_args()  # shows the help, the version, or an error
-        from vmamba.cli import main as run
+    for number in STATUS:
+        signal.signal(number, _leave)
+    if command_of(sys.argv[1:]) is None:
+        parser, commands = top_parser()
+        for name, line in COMMANDS.items():
+            commands.add_parser(name, help=line)
+        parser.parse_args()  # shows the help, the version, or an error
+    from vmamba.cli import main as run
 
-        return run()
-    except KeyboardInterrupt as interruption:  # while modules were imported
-        status = interrupted(interruption)
-        return NOT_STARTED if command_of(sys.argv[1:]) == "train" else status
+    return run(when_imported=_raise_from_now_on)
 
 
 def interrupted(interruption: KeyboardInterrupt) -> int:
     """Say that the command was interrupted; returns the exit status."""
-    terminated = isinstance(interruption, Terminated)
-    print(f"vmamba: {'terminated' if terminated else 'interrupted'}", file=sys.stderr)
-    return 143 if terminated else 130
+    number = signal.SIGTERM if isinstance(interruption, Terminated) else signal.SIGINT
+    print(_MESSAGE[number], file=sys.stderr)
+    return STATUS[number]
+
+
+def _leave(number: int, _: object) -> None:
+    """End at once: nothing is begun, and modules that are being imported may catch what would be raised."""
+    os.write(2, f"{_MESSAGE[number]}\n".encode())
+    os._exit(NOT_STARTED if command_of(sys.argv[1:]) == "train" else STATUS[number])
+
+
+def _raise_from_now_on() -> None:
+    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _terminate(*_: object) -> None:

@@ -152,3 +152,36 @@ def test_termination_keeps_the_results(segmenter: Path, images: Path, tmp_path: 
         with Image.open(record["labels"]) as labels:
             labels.load()
     assert not list(output.glob(".writing-*"))
+
+
+SWALLOWED = """
+import os, signal, sys
+import vmamba_command
+
+class Importer:
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            try:
+                os.kill(os.getpid(), signal.Signals[sys.argv.pop()])
+            except BaseException:  # as some modules do while they are imported
+                pass
+
+sys.meta_path.insert(0, Importer())
+sys.exit(vmamba_command.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "number", "status", "message"),
+    [
+        ("train", "SIGTERM", 75, "vmamba: terminated\n"),
+        ("predict", "SIGTERM", 143, "vmamba: terminated\n"),
+        ("predict", "SIGINT", 130, "vmamba: interrupted\n"),
+    ],
+)
+def test_signals_while_modules_are_imported(command: str, number: str, status: int, message: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.run(
+        [sys.executable, "-c", SWALLOWED, command, number], capture_output=True, text=True, check=False, env=environment
+    )
+    assert (process.returncode, process.stderr) == (status, message)

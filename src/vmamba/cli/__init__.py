@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from vmamba.cli.arguments import add_common
@@ -22,11 +22,17 @@ if TYPE_CHECKING:
 ERROR, BUG, CLOSED_PIPE = 2, 70, 141
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status, see ``vmamba --help``."""
+def main(arguments: Sequence[str] | None = None, *, when_imported: Callable[[], None] = lambda: None) -> int:
+    """Run the command line; returns the exit status, see ``vmamba --help``.
+
+    Args:
+        arguments: Default: those of the process.
+        when_imported: Called when the command's modules are there, before it begins.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser(arguments).parse_args(arguments)
     try:
+        when_imported()
         with quiet(options.quiet):
             status: int = options.run(options)
     except KeyboardInterrupt as interruption:

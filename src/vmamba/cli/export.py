@@ -33,8 +33,7 @@ CALIBRATION_IMAGES = 256
 EXAMPLES = """examples:
   vmamba export --checkpoint runs/finetune/weights/model.safetensors --output model.onnx
   vmamba export --model vmamba_tiny_s1l8 --pretrained --precision float16 --output tiny.onnx
-  vmamba export --checkpoint runs/finetune/weights/model.safetensors --precision int8 --images photos \\
-    --output int8.onnx"""
+  vmamba export --checkpoint model.safetensors --precision int8 --images photos --output int8.onnx"""
 
 
 def add_to(commands: Commands) -> None:
