@@ -211,11 +211,11 @@ class Campaign:
             [*COMMAND, *self.arguments(output)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
         time.sleep(self.draw.uniform(0.15, self.start_seconds + 0.5 * self.seconds))
-        listening = handles(process.pid, signal.SIGTERM)
+        ended, listening = process.poll() is not None, handles(process.pid, signal.SIGTERM)
         process.terminate()
         _, error = process.communicate()
         status = process.returncode
-        counts["signals" if listening else "before Python runs"] += 1
+        counts["too late" if ended else "signals" if listening else "before Python runs"] += 1
         counts[f"exit status {status}"] += 1
         self.log(output).write_text(error)
         expected = (0, STOPPED) if listening else (0, STOPPED, -signal.SIGTERM)
@@ -370,7 +370,7 @@ def die_while_writing(nth: int, stage: str) -> None:
 
 
 def handles(pid: int, number: int) -> bool:
-    """True if a process has a handler for a signal, or has ended."""
+    """True if a process has a handler for a signal, or is gone."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     except OSError:
