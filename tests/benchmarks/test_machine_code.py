@@ -15,6 +15,8 @@ triton = pytest.importorskip("triton")
 
 import machine_code  # noqa: E402
 
+from vmamba.tables import read_csv  # noqa: E402
+
 BENCHMARKS = Path(machine_code.__file__).parent
 # In processes of their own: the interpreter compiles nothing.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -76,3 +78,24 @@ def test_a_kernel_whose_counts_are_known(tmp_path: Path) -> None:
     assert float(longer) == 0
     assert spilled == "0"
     assert message == "the machine code has 1 loops, trips are given for 0"
+
+
+def test_the_scan_takes_no_more_instructions_than_recorded(tmp_path: Path) -> None:
+    """At the released shapes of the first and last stage, forward and backward: at most 5 % more."""
+    recorded = BENCHMARKS / "results" / f"triton-{triton.__version__}-bounds.csv"
+    if not recorded.exists():
+        pytest.skip(f"nothing is recorded for Triton {triton.__version__}")
+    arguments = ["--stages", "1", "4", "--passes", "scan", "scan, backward", "--output", str(tmp_path / "now")]
+    command = [sys.executable, str(BENCHMARKS / "triton_bounds.py"), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert result.returncode == 0, result.stderr
+    before = {(row["stage"], row["pass"], row["kernel"]): row for row in read_csv(recorded)}
+    now = read_csv(tmp_path / "now.csv")
+    assert len(now) == 8  # a kernel, and the sum over all, of two passes at two stages
+    for row in now:
+        known = before[row["stage"], row["pass"], row["kernel"]]
+        for count in ("slots", "special", "shared", "shuffles", "bytes"):
+            assert float(row[count]) <= 1.05 * float(known[count]) + 0.01, (row["kernel"], row["stage"], count)
+        if row["kernel"] != "all":
+            assert row["spilled"] == "0"
+            assert int(row["barriers"]) <= int(known["barriers"])
