@@ -26,7 +26,7 @@ from vmamba.ops.backends.triton import ss2d_backward as ss2d_backward_kernels  #
 from vmamba.ops.backends.triton import ss2d_forward as ss2d_kernels  # noqa: E402
 from vmamba.ops.backends.triton import ss2d_walk_backward as walk_back_kernels  # noqa: E402
 from vmamba.ops.backends.triton import ss2d_walk_forward as walk_kernels  # noqa: E402
-from vmamba.ops.backends.triton import walk  # noqa: E402
+from vmamba.ops.backends.triton import walk_launch  # noqa: E402
 from vmamba.ops.backends.triton.launch import INTERPRETED  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -103,7 +103,7 @@ def test_walk(
     """The walking kernels alone, in float32, with the chains that they would choose (0) or with others."""
     if chains:
         size = {"CHAINS": chains, "G": max(1, chains // 16), "C": 16}
-        monkeypatch.setattr(walk, "shape", lambda *sizes: size)
+        monkeypatch.setattr(walk_launch, "shape", lambda *sizes: size)
     operands = [t.to(DEVICE) for t in ss2d_operands(2, *grid, channels, 1, rank, pattern, torch.float32)]
     dy = torch.randn(operands[0].shape, generator=torch.Generator().manual_seed(1))
     exact = SS2DOperands(*(t.cpu().double() for t in operands), pattern)
@@ -129,7 +129,7 @@ def test_which_kernels_walk() -> None:
         x, dbc = (torch.empty(*shape, *more, dtype=dtype, device="meta") for more in ((), (1,)))
         weight, A = (torch.empty(4, shape[3], n, device="meta") for n in (rank, states))
         operands = SS2DOperands(x, dbc, weight, A, A, A, pattern)
-        return [walk.takes(operands), walk.takes(operands, backward=True)]
+        return [walk_launch.takes(operands), walk_launch.takes(operands, backward=True)]
 
     assert takes(1, 32, 32, 96) == [True, True]
     assert takes(32, 56, 56, 96, pattern="unidirectional") == [True, True]
@@ -148,7 +148,7 @@ def test_which_kernels_walk() -> None:
 def test_division_by_the_height_in_one_multiplication() -> None:
     """What kernels compute where the interpreter divides (`walk.image_order`), up to the largest of the maps taken."""
     for height in [*range(1, 300), 1023, 1024, 46340]:
-        *_, inverse = walk.sizes(torch.empty(1, height, 1, 8, device="meta"), 1)
+        *_, inverse = walk_launch.sizes(torch.empty(1, height, 1, 8, device="meta"), 1)
         limit = 2**31 // height - 1
         s = torch.cat([torch.arange(min(limit, 5000)), torch.arange(max(0, limit - 5000), limit)])
         assert torch.equal(2 * s * inverse >> 32, s // height)
@@ -212,7 +212,7 @@ def test_blocks_of_channels_share_the_gradient_of_dbc(monkeypatch: pytest.Monkey
     """Few programs with several blocks and images each, or one program per block: the same sums."""
     operands = [t.to(DEVICE) for t in ss2d_operands(2, 4, 3, channels, 1, 2, "cross", torch.float32)]
     backward = walk_back_kernels if channels == 40 else ss2d_backward_kernels
-    monkeypatch.setattr(walk, "shape", lambda *sizes: {"CHAINS": 16, "G": 1, "C": 16})
+    monkeypatch.setattr(walk_launch, "shape", lambda *sizes: {"CHAINS": 16, "G": 1, "C": 16})
     exact = SS2DOperands(*(t.cpu().double() for t in operands), "cross")
     expected = reference.ss2d_scan_backward(exact.x, exact)
     for programs in (1, 1024):

@@ -1,10 +1,10 @@
 """The scans in Triton, for GPUs of NVIDIA, AMD and Intel. Compiled when first used; nothing is built at install.
 
 `ss2d_walk_forward` and `ss2d_walk_backward` compute maps of one state that fit a program, `ss2d_forward` and
-`ss2d_backward` the others; `walk.takes` says which. `selective_forward`, `selective_backward` and `depthwise_silu` are
-what their names say. State and Δ are float32 for float32, bfloat16 and float16 storage; float64 is left to `chunked`.
-The backward pass recomputes the states, and adds partial sums in a fixed order instead of using atomics: the same
-inputs give the same gradients, bit for bit.
+`ss2d_backward` the others; `walk_launch.takes` says which. `selective_forward`, `selective_backward` and
+`depthwise_silu` are what their names say. State and Δ are float32 for float32, bfloat16 and float16 storage; float64 is
+left to `chunked`. The backward pass recomputes the states, and adds partial sums in a fixed order instead of using
+atomics: the same inputs give the same gradients, bit for bit.
 
 Under ``TRITON_INTERPRET=1`` the same kernels run, slowly, on CPU tensors. That is how they are tested without a GPU.
 """
@@ -22,7 +22,7 @@ from vmamba.ops.backends.triton import ss2d_backward as ss2d_backward_kernels
 from vmamba.ops.backends.triton import ss2d_forward as ss2d_kernels
 from vmamba.ops.backends.triton import ss2d_walk_backward as walk_back_kernels
 from vmamba.ops.backends.triton import ss2d_walk_forward as walk_kernels
-from vmamba.ops.backends.triton import walk
+from vmamba.ops.backends.triton import walk_launch
 from vmamba.ops.backends.triton.launch import INTERPRETED
 from vmamba.ops.operands import SelectiveScanGradients, SelectiveScanOperands, SS2DGradients, SS2DOperands
 
@@ -50,14 +50,14 @@ def ss2d_scan(operands: SS2DOperands) -> Tensor:
     """See `vmamba.ops.ss2d_scan`."""
     if not _runs(operands.x, operands.dbc):
         return chunked.ss2d_scan(operands)
-    return (walk_kernels if walk.takes(operands) else ss2d_kernels).ss2d_scan(*operands[:7])
+    return (walk_kernels if walk_launch.takes(operands) else ss2d_kernels).ss2d_scan(*operands[:7])
 
 
 def ss2d_scan_backward(dy: Tensor, operands: SS2DOperands) -> SS2DGradients:
     """Gradients for (x, dbc, dt_weight, A, D, dt_bias); that of x in its own dtype."""
     if not _runs(operands.x, operands.dbc):
         return chunked.ss2d_scan_backward(dy, operands)
-    kernels = walk_back_kernels if walk.takes(operands, backward=True) else ss2d_backward_kernels
+    kernels = walk_back_kernels if walk_launch.takes(operands, backward=True) else ss2d_backward_kernels
     return kernels.ss2d_scan_backward(dy, *operands[:7])
 
 

@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vmamba.ops.backends.triton import walk
+from vmamba.ops.backends.triton import walk, walk_launch
 from vmamba.ops.backends.triton.launch import launch, product_precision
 from vmamba.ops.backends.triton.tiles import LOG2E
 
@@ -188,8 +188,10 @@ def ss2d_scan_backward(
     """Gradients for (x, dbc, dt_weight, A, D, dt_bias), the first of x's dtype, the others float32."""
     dy, x, dbc, dt_weight, A, D, dt_bias = (t.contiguous() for t in (dy, x, dbc, dt_weight, A, D, dt_bias))
     batch, _, _, channels = x.shape
-    shape = walk.shape(x, 25, 16)
-    sizes = walk.sizes(x, shape["CHAINS"])
+    rank = dt_weight.shape[2]
+    limit = 128 if rank <= 16 else 32 if rank <= 32 else 16  # with a larger rank, more warps spill on AMD's GPUs
+    shape = walk_launch.shape(x, 25, limit, 16)
+    sizes = walk_launch.sizes(x, shape["CHAINS"])
     rows = 16 * shape["G"]
     blocks = triton.cdiv(channels, shape["C"])
     groups = triton.cdiv(batch, rows // shape["CHAINS"])
@@ -216,6 +218,6 @@ def ss2d_scan_backward(
         shape["G"],
         GRADIENT=product_precision(x.dtype),
         **shape,
-        **walk.constants(x, dbc, dt_weight.shape[2], pattern),
+        **walk_launch.constants(x, dbc, rank, pattern),
     )
     return dx, ddbc.sum(0), dweight.sum(0), dA.sum(0), dskip.sum(0).repeat(len(D), 1), dbias.sum(0)

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vmamba.ops.backends.triton import walk
+from vmamba.ops.backends.triton import walk, walk_launch
 from vmamba.ops.backends.triton.launch import launch
 from vmamba.ops.backends.triton.tiles import LOG2E
 
@@ -106,17 +106,17 @@ def _walk(
 
 
 def ss2d_scan(x: Tensor, dbc: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, pattern: str) -> Tensor:
-    """See `vmamba.ops.ss2d_scan`; for what `walk.takes`."""
+    """See `vmamba.ops.ss2d_scan`; for what `walk_launch.takes` says."""
     x, dbc, dt_weight, A, D, dt_bias = (t.contiguous() for t in (x, dbc, dt_weight, A, D, dt_bias))
     y = torch.empty_like(x)
-    shape = walk.shape(x, 13, 64 // x.element_size())
+    shape = walk_launch.shape(x, 13, 128, 64 // x.element_size())
     programs = triton.cdiv(x.shape[0], 16 * shape["G"] // shape["CHAINS"]) * triton.cdiv(x.shape[3], shape["C"])
     launch(
         _walk,
         (programs,),
-        (x, dbc, dt_weight, A, D, dt_bias, y, *walk.sizes(x, shape["CHAINS"])),
+        (x, dbc, dt_weight, A, D, dt_bias, y, *walk_launch.sizes(x, shape["CHAINS"])),
         shape["G"],
         **shape,
-        **walk.constants(x, dbc, dt_weight.shape[2], pattern),
+        **walk_launch.constants(x, dbc, dt_weight.shape[2], pattern),
     )
     return y

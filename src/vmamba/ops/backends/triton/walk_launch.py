@@ -1,0 +1,61 @@
+"""Which maps the walking kernels take, and how they are launched. See `walk`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from vmamba.ops.backends.triton.launch import product_precision, stores_lag
+from vmamba.ops.operands import SS2DOperands
+from vmamba.ops.routes import routes
+
+
+def takes(operands: SS2DOperands, backward: bool = False) -> bool:
+    """Whether the walking kernels compute this, or those for patches do (`ss2d_forward`, `ss2d_backward`).
+
+    They hold one state, load 16 bytes a lane, and give an image's channels to few programs: the map must be small, or
+    the images and channels many enough to fill a GPU by themselves. Factors in float32 take twice the registers, which
+    are not enough for a large rank, nor for the backward pass of float32.
+    """
+    x, dbc, rank = operands.x, operands.dbc, operands.dt_weight.shape[2]
+    batch, height, width, channels = x.shape
+    tokens = height * width
+    fills = tokens <= 1024 or batch * channels >= 2048
+    fits = tokens * max(height, width, channels) < 2**31
+    shaped = operands.A.shape[2] == 1 and channels % 8 == 0 and not routes(operands.pattern)[0].per_line
+    narrow = x.element_size() == dbc.element_size() == 2
+    wide = x.dtype == dbc.dtype == torch.float32
+    largest = {torch.bfloat16: 48, torch.float16: 32}.get(x.dtype, 0) if backward else 32
+    stored = (narrow and (rank <= largest or not backward)) or (wide and rank <= largest)
+    return shaped and fills and fits and stored
+
+
+def shape(x: Tensor, steps: int, limit: int, channels: int) -> dict[str, int]:
+    """Chains of an image, of about so many steps but at most `limit`; warps (G) and channels (C) of a program."""
+    chains, tokens = 1, x.shape[1] * x.shape[2]
+    while chains < limit and chains * steps < tokens:
+        chains *= 2
+    return {"CHAINS": chains, "G": max(1, chains // 16), "C": channels}
+
+
+def constants(x: Tensor, dbc: Tensor, rank: int, pattern: str) -> dict[str, Any]:
+    """What the kernels are specialised for, apart from their shape."""
+    chosen = routes(pattern)
+    return {
+        "COLUMNS": sum(route.columns << k for k, route in enumerate(chosen)),
+        "BACKWARD": sum(route.backward << k for k, route in enumerate(chosen)),
+        "K": len(chosen),
+        "R": rank,
+        "EXACT": x.dtype == torch.float32,
+        "PRECISION": product_precision(dbc.dtype),
+        "WAITS": stores_lag(),
+    }
+
+
+def sizes(x: Tensor, chains: int) -> tuple[int, ...]:
+    """batch, height, width, last channel, steps of a chain, and what `image_order` multiplies by."""
+    batch, height, width, channels = x.shape
+    return batch, height, width, channels - 1, triton.cdiv(height * width, chains), 2**31 // height + 1
