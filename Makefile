@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CSRC := src/vmamba/ops/backends/native/csrc
+SOURCES := $(wildcard $(CSRC)/*.cpp $(CSRC)/*.hpp $(CSRC)/*/*.cpp $(CSRC)/*/*.hpp)
 JOBS ?= 2
 TIMM := $(shell sed -n 's/^timm==//p' constraints.txt)
 
@@ -26,13 +27,13 @@ test-openmmlab: $(VENV)/openmmlab/installed
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(wildcard $(CSRC)/*.cpp $(CSRC)/*.hpp)
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/mypy --config-file tests/mypy.ini
 	$(BIN)/lint-imports
 
 # The package in place, its CPU kernels built from $(CSRC); without a compiler it installs without them.
-$(VENV)/installed: pyproject.toml constraints.txt $(wildcard $(CSRC)/*)
+$(VENV)/installed: pyproject.toml constraints.txt $(CSRC)/CMakeLists.txt $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]" --group dev

@@ -11,8 +11,8 @@ void run_team(int threads, void (*body)(void*), void* context);
 // Takes the OpenMP runtime that the shared library `user` (PyTorch's) is linked with. Returns whether it was found.
 bool adopt_openmp(const char* user);
 
-// Threads of somebody else's for the calls of run_team on this thread, while the object lives. `run` may call body fewer
-// times than `threads`, or one call after the other.
+// Threads of somebody else's for the calls of run_team on this thread, while the object lives. `run` may call body
+// fewer times than `threads`, or one call after the other.
 class BorrowedThreads {
  public:
   using Run = void (*)(void* owner, int threads, void (*body)(void*), void* context);

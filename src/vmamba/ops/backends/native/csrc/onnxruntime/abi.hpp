@@ -13,8 +13,8 @@ constexpr uint32_t kInterface = 17;
 // Objects of the runtime.
 struct Status;
 struct Value;
-struct Context;      // of one computation
-struct Shape;        // and element type of a tensor
+struct Context;  // of one computation
+struct Shape;    // and element type of a tensor
 struct ShapeInference;
 struct KernelInfo;
 struct SessionOptions;

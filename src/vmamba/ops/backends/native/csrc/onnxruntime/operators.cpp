@@ -194,7 +194,7 @@ ort::Status* register_all(const ort::Api& api, ort::SessionOptions* options) {
 
 // Found by name by ``SessionOptions.register_custom_ops_library``.
 extern "C" __attribute__((visibility("default"))) ort::Status* RegisterCustomOps(ort::SessionOptions* options,
-                                                                                const ort::ApiBase* base) {
+                                                                                 const ort::ApiBase* base) {
   if (const ort::Api* api = base->get(ort::kInterface)) return register_all(*api, options);
   return base->get(1)->error(ort::kFail, "the operators of vmamba need ONNX Runtime 1.17 or later");
 }
