@@ -296,7 +296,7 @@ def project_back(
         if part < LAST:
             r = _factor(tl.reshape(ranks[part], (G, 16, 8)), kind)
             sums += (_product(across, r, dw[part], PRECISION),)
-    ones = tl.full((G, 16, 8), 1.0, across.dtype)
+    ones = tl.full((G, 16, 8), 1.0, tl.float32).to(across.dtype)
     return sums + (_product(across, ones, dw[LAST], PRECISION),)  # noqa: RUF005
 
 
