@@ -81,18 +81,18 @@ _SPLIT = TypeAdapter(_Split)
 
 
 def _information(address: str, content: Any, split: str) -> _Split:
-    """What an information file says of a split.
+    """A split in an information file.
 
     Raises:
         DataError: If that is not the names and lengths of its shards.
     """
     wanted = f"it must list filenames and shard_lengths of {split!r}"
     try:
-        found = content["splits"][split]
+        listed = content["splits"][split]
     except (KeyError, TypeError, IndexError):
         raise DataError(f"{address}: has no splits.{split}; {wanted}") from None
     try:
-        info = _SPLIT.validate_python(found)
+        info = _SPLIT.validate_python(listed)
     except ValidationError as error:
         details = error.errors(include_url=False)[0]
         place = ".".join(map(str, ("splits", split, *details["loc"])))

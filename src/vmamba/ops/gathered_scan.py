@@ -24,7 +24,7 @@ def gathered_scan(operands: RoutesOperands) -> Tensor:
     place = torch.where(padding, batch * tokens, order + sample * tokens)  # (B, K, L), rows of x
 
     along = _rows(x.reshape(batch * tokens, channels), place)  # (B, K, L, D)
-    if not operands.shares_rows:
+    if not operands.has_common_rows:
         place = torch.where(padding, batch * tokens * routes, (order + sample * tokens) * routes + route)
     parts = _rows(dbc.reshape(-1, dbc.shape[-1]), place).to(dtype)  # (B, K, L, R+2N)
     low_rank, b, c = parts.split([rank, states, states], dim=-1)

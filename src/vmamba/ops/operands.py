@@ -117,7 +117,7 @@ class RoutesOperands(NamedTuple):
     by_route: bool
 
     @property
-    def shares_rows(self) -> bool:
+    def has_common_rows(self) -> bool:
         """True if all routes read the same rows of dbc."""
         return self.dbc.ndim == self.x.ndim
 

@@ -248,5 +248,5 @@ def _without_padding(y: Tensor, x: Tensor) -> Tensor:
 def _routes_sizes(operands: RoutesOperands, rows: Tensor, order: Tensor) -> list[int]:
     batch, tokens, channels = rows.shape
     rank, states = operands.dt_weight.shape[2], operands.A.shape[2]
-    flags = [order.ndim == 3, operands.shares_rows, operands.by_route]
+    flags = [order.ndim == 3, operands.has_common_rows, operands.by_route]
     return [batch, tokens, 1, channels, rank, states, *order.shape[-2:], *map(int, flags)]

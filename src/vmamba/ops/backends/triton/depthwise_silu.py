@@ -48,7 +48,7 @@ def _sigmoid(z):
 
 @triton.jit
 def _columns(number, batch, height, width, channels, channel, TOKENS: tl.constexpr):
-    """Where columns begin in memory, and whether they and their left and right neighbours exist: [TOKENS, BLOCK]."""
+    """Places of columns in memory; masks of them and of their left and right neighbours: [TOKENS, BLOCK]."""
     column = number * TOKENS + tl.arange(0, TOKENS)
     image, w = column // width, column % width
     place = (image.to(tl.int64) * height * width + w)[:, None] * channels + channel[None, :]
@@ -58,7 +58,7 @@ def _columns(number, batch, height, width, channels, channel, TOKENS: tl.constex
 
 @triton.jit
 def _at(place, h, width, channels):
-    """Where row h of the columns is in memory."""
+    """Places of row h of the columns in memory."""
     return place + tl.cast(h, tl.int64) * width * channels
 
 

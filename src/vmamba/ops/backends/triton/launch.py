@@ -55,12 +55,12 @@ def _lanes() -> int:
 
 @functools.cache
 def stores_lag() -> bool:
-    """Whether a barrier must be told to wait for stores to global memory: on AMD's gfx9, where Triton's does not."""
+    """True if a barrier must be told to wait for stores to global memory: on AMD's gfx9, where Triton's does not."""
     return bool(torch.version.hip) and torch.cuda.get_device_properties().gcnArchName.startswith("gfx9")
 
 
 def product_precision(dtype: torch.dtype) -> str:
-    """How products of float32 factors are computed beside storage of `dtype`, where half precision does not do.
+    """Precision of products of float32 factors beside storage of `dtype`, where half precision does not do.
 
     On NVIDIA's tensor cores in TF32, or as three products of TF32 parts where the result is stored in float32.
     """

@@ -19,7 +19,7 @@ from vmamba.ops.backends.triton.launch import launch
 from vmamba.ops.backends.triton.selective_forward import block_of, chunk_states, chunk_tokens, edges, step_size
 from vmamba.ops.backends.triton.tiles import LOG2E, softplus_slope, states, through
 
-#: Side of a tile, channels of a block at most, and warps: one thread for every line and channel. Larger tiles spill.
+#: Size of a tile, largest block of channels, and warps: one thread for every line and channel. Larger tiles spill.
 TILE = (8, 16, 4)
 
 
@@ -131,9 +131,9 @@ def selective_scan_backward(
     """Gradients for (u, delta, A, B, C, D, delta_bias), the first two of their own dtypes. Not for float64."""
     dy, dlast, u, delta, A, B, C = (t.contiguous() for t in (dy, dlast, u, delta, A, B, C))
     skip, bias = (None if t is None else t.contiguous() for t in (D, delta_bias))
-    (side, most, warps), (batch, channels, length) = TILE, u.shape
+    (size, max_block, warps), (batch, channels, length) = TILE, u.shape
     groups, state_size = B.shape[1:3]
-    block, chunks = block_of(most, channels // groups), triton.cdiv(length, side * side)
+    block, chunks = block_of(max_block, channels // groups), triton.cdiv(length, size * size)
     starts, pushed = chunk_states(dy, dlast, u, delta, A, B, C, bias, delta_softplus, TILE)
 
     def partial(*shape: int) -> Tensor:
@@ -157,7 +157,7 @@ def selective_scan_backward(
         SOFTPLUS=delta_softplus,
         SINGLE=chunks == 1,
         N=state_size,
-        P=side,
+        P=size,
         BLOCK=block,
     )
     dB, dC = (t.unflatten(1, (groups, -1)).sum(2) for t in (dB, dC))

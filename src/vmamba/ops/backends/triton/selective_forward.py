@@ -26,7 +26,7 @@ from vmamba.ops.backends.triton.tiles import (
     through,
 )
 
-#: Side of a tile, channels of a block at most, and warps: one thread for every line and channel.
+#: Size of a tile, largest block of channels, and warps: one thread for every line and channel.
 TILE = (16, 16, 8)
 
 
@@ -182,11 +182,11 @@ def _chunk_outputs(
     tl.store(y + place, out.to(y.dtype.element_ty), mask=exists)
 
 
-def block_of(most: int, per_group: int) -> int:
+def block_of(max_block: int, per_group: int) -> int:
     """Channels of a block: all of one group."""
-    while per_group % most:
-        most //= 2
-    return most
+    while per_group % max_block:
+        max_block //= 2
+    return max_block
 
 
 def chunk_states(
@@ -203,8 +203,8 @@ def chunk_states(
 ) -> tuple[Tensor, Tensor]:
     """State before every chunk, (B, N, C, D), and what its end is pushed (given dy); unset for a single chunk."""
     batch, channels, length = u.shape
-    (side, most, warps), state_size, per_group = tile, A.shape[1], channels // B.shape[1]
-    chunks, block = triton.cdiv(length, side * side), block_of(most, per_group)
+    (size, max_block, warps), state_size, per_group = tile, A.shape[1], channels // B.shape[1]
+    chunks, block = triton.cdiv(length, size * size), block_of(max_block, per_group)
     starts = u.new_empty((batch, state_size, chunks, channels), dtype=torch.float32)
     pushed = starts if dy is None else torch.empty_like(starts)
     if chunks == 1:
@@ -222,13 +222,13 @@ def chunk_states(
         SOFTPLUS=delta_softplus,
         ADJOINT=dy is not None,
         N=state_size,
-        P=side,
+        P=size,
         BLOCK=block,
     )
-    route = {"PER_LINE": False, "COLUMNS": 0, "K": 1, "N": state_size, "P": side}  # one row of chunks
-    ss2d_kernels.chain(starts, sums, A, 1, chunks * side, BACKWARD=0, **route)
+    route = {"PER_LINE": False, "COLUMNS": 0, "K": 1, "N": state_size, "P": size}  # one row of chunks
+    ss2d_kernels.chain(starts, sums, A, 1, chunks * size, BACKWARD=0, **route)
     if dy is not None:
-        ss2d_kernels.chain(pushed, sums, A, 1, chunks * side, BACKWARD=1, **route)
+        ss2d_kernels.chain(pushed, sums, A, 1, chunks * size, BACKWARD=1, **route)
     return starts, pushed
 
 
@@ -245,9 +245,9 @@ def selective_scan(
     """See `vmamba.ops.selective_scan`; B and C are ``(B, G, N, L)`` here. Not for float64."""
     u, delta, A, B, C = (t.contiguous() for t in (u, delta, A, B, C))
     skip, bias = (None if t is None else t.contiguous() for t in (D, delta_bias))
-    (side, most, warps), (batch, channels, length) = TILE, u.shape
-    chunks, per_group = triton.cdiv(length, side * side), channels // B.shape[1]
-    block = block_of(most, per_group)
+    (size, max_block, warps), (batch, channels, length) = TILE, u.shape
+    chunks, per_group = triton.cdiv(length, size * size), channels // B.shape[1]
+    block = block_of(max_block, per_group)
     starts, _ = chunk_states(None, None, u, delta, A, B, C, bias, delta_softplus, TILE)
     y = torch.empty_like(u)
     last = u.new_empty((batch, channels, A.shape[1]), dtype=torch.float32)
@@ -264,7 +264,7 @@ def selective_scan(
         SOFTPLUS=delta_softplus,
         SINGLE=chunks == 1,
         N=A.shape[1],
-        P=side,
+        P=size,
         BLOCK=block,
     )
     return y, last

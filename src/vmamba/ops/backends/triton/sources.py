@@ -1,4 +1,4 @@
-"""What stands for all kernels in the keys of PyTorch's compilation caches.
+"""A stand-in for all kernels in the keys of PyTorch's compilation caches.
 
 A graph in AOTAutograd's cache holds kernels, and how they are launched, as they were when it was traced; its key is
 made from the graph before that, in which stands an operator. `marker` is a kernel whose source names a digest of every

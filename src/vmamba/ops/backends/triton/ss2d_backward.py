@@ -210,8 +210,8 @@ def ss2d_scan_backward(
     """Gradients for (x, dbc, dt_weight, A, D, dt_bias), the first of x's dtype, the others float32; not for float64."""
     dy, x, dbc, dt_weight, A, D, dt_bias = (t.contiguous() for t in (dy, x, dbc, dt_weight, A, D, dt_bias))
     batch, height, width, channels = x.shape
-    side, block, warps = TILE
-    chosen = ss2d_kernels.constants(x, dbc, dt_weight, A, pattern) | {"P": side, "BLOCK": block}
+    size, block, warps = TILE
+    chosen = ss2d_kernels.constants(x, dbc, dt_weight, A, pattern) | {"P": size, "BLOCK": block}
     patches = triton.cdiv(height, chosen["P"]) * triton.cdiv(width, chosen["P"])
     starts, pushed, segments = x, x, 0
     if patches > 1:
@@ -230,7 +230,7 @@ def ss2d_scan_backward(
     ddbc = partial(parts, *dbc.shape)
     dweight, dA = partial(programs, *dt_weight.shape), partial(programs, *A.shape)
     dskip, dbias = partial(programs, channels), partial(programs, chosen["K"], channels)
-    scratch = partial(programs, parts, side * side * block)
+    scratch = partial(programs, parts, size * size * block)
     launch(
         _gradients,
         (parts, programs),

@@ -267,7 +267,7 @@ def _outputs(
 
 
 def constants(x: Tensor, dbc: Tensor, dt_weight: Tensor, A: Tensor, pattern: str) -> dict[str, Any]:
-    """What the kernels are specialised for, apart from the tile."""
+    """The constants that the kernels are specialised for, without the tile."""
     chosen = routes(pattern)
     return {
         "COLUMNS": sum(route.columns << k for k, route in enumerate(chosen)),
@@ -284,8 +284,8 @@ def tile(height: int, width: int, rank: int) -> tuple[dict[str, int], int]:
 
     Beside a large rank (in the last stage, where channels are many and tokens few) larger patches spill.
     """
-    side = 8 if max(height, width) <= 8 or rank > 2 * RANKS.value else 16
-    return {"P": side, "BLOCK": 16}, side // 2
+    size = 8 if max(height, width) <= 8 or rank > 2 * RANKS.value else 16
+    return {"P": size, "BLOCK": 16}, size // 2
 
 
 def chain(ends: Tensor, sums: Tensor, A: Tensor, height: int, width: int, **constants: Any) -> None:

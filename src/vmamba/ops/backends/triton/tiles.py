@@ -1,4 +1,4 @@
-"""What the GPU kernels share: softplus, affine maps and their scans, the patches of an image.
+"""Parts of several GPU kernels: softplus, affine maps and their scans, the patches of an image.
 
 A *tile* is ``[P steps, P lines, BLOCK channels]`` of float32: P × P tokens, each line of them consecutive on a route.
 There is one thread for every line and channel, and the steps of a line stay within a thread, so that a scan along them
@@ -125,7 +125,7 @@ def patch_tokens(patch, height, width, COLUMNS: tl.constexpr, P: tl.constexpr):
 
 @triton.jit
 def in_tile(token, channel, channels, BLOCK: tl.constexpr):
-    """Where the channels of the tokens [P, P] of a tile lie in memory of rows of `channels` entries.
+    """Places of the channels of the tokens [P, P] of a tile, in memory of rows of `channels` entries.
 
     Lines are said to come in contiguous pairs, which they do not. Nothing is read or written by that, a lane holds one
     channel; but Triton spreads the axes over the threads in the order of their contiguity, and breaks the tie between

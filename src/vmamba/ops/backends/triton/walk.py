@@ -1,4 +1,4 @@
-"""What the walking kernels share: chains of tokens, and the two forms of a step of all of them.
+"""Parts of the walking kernels: chains of tokens, and the two forms of a step of all of them.
 
 A route is cut into *chains* of equal length, whatever the lines of the image: 3136 tokens are 128 chains of 25, 2 % of
 them padding. A program holds 16 · G chains, of one image or of several, for C channels, and all of them take a step at
@@ -92,7 +92,7 @@ def image_order(s, columns, height, width, inverse):
 
 @triton.jit
 def row_places(token, first, channels, C: tl.constexpr):
-    """Where the rows of tokens lie in memory: C / 4 channels of each lane together."""
+    """Places of the rows of tokens in memory: C / 4 channels of each lane together."""
     channel = first + tl.arange(0, C)
     place = token[:, None] * channels + channel[None, :]
     return tl.max_contiguous(tl.multiple_of(place, (1, C // 4)), (1, C // 4))

@@ -1,4 +1,4 @@
-"""Which maps the walking kernels take, and how they are launched. See `walk`."""
+"""Choice and launch of the walking kernels. See `walk`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vmamba.ops.routes import routes
 
 
 def takes(operands: SS2DOperands, backward: bool = False) -> bool:
-    """Whether the walking kernels compute this, or those for patches do (`ss2d_forward`, `ss2d_backward`).
+    """True if the walking kernels compute this; else those for patches do (`ss2d_forward`, `ss2d_backward`).
 
     They hold one state, load 16 bytes a lane, and give an image's channels to few programs: the map must be small, or
     the images and channels many enough to fill a GPU by themselves. Factors in float32 take twice the registers, which
@@ -42,7 +42,7 @@ def shape(x: Tensor, steps: int, limit: int, channels: int) -> dict[str, int]:
 
 
 def constants(x: Tensor, dbc: Tensor, rank: int, pattern: str) -> dict[str, Any]:
-    """What the kernels are specialised for, apart from their shape."""
+    """The constants that the kernels are specialised for, without their shape."""
     chosen = routes(pattern)
     return {
         "COLUMNS": sum(route.columns << k for k, route in enumerate(chosen)),

@@ -1,1 +1,1 @@
-"""What is written in Triton there."""
+"""Functions that are written in Triton there."""
