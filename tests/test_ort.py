@@ -12,7 +12,7 @@ import torch
 
 import vmamba.export
 import vmamba.ort
-from export.test_onnx_scan import RANKS, scan_model
+from support.onnx_scans import RANKS, scan_model
 from support.operands import ss2d_operands
 from vmamba.errors import ExportError
 from vmamba.ops.backends import unavailable

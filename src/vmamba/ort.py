@@ -37,11 +37,11 @@ def library_path() -> str:
     """
     if reason := unavailable("native"):
         raise ExportError(f"no operators for ONNX Runtime: {reason}")
-    from vmamba.ops.backends.native import FOLDER
+    from vmamba.ops.backends.native import LIBRARIES
 
-    if library := next(FOLDER.glob("*vmamba_onnxruntime.*"), None):
+    if library := next(LIBRARIES.glob("*vmamba_onnxruntime.*"), None):
         return str(library)
-    raise ExportError(f"no operators for ONNX Runtime in {FOLDER}; reinstall vmamba where GCC or Clang is present")
+    raise ExportError(f"no operators for ONNX Runtime in {LIBRARIES}; reinstall vmamba where GCC or Clang is present")
 
 
 def session(

@@ -42,6 +42,8 @@ def describe() -> str:
 MAX_ASPECT = 64
 #: Terms of a matrix product that are added up at once.
 BLOCK = 64
+#: Rows of a matrix product that one thread computes at a time.
+ROWS = 256
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -67,17 +69,23 @@ def _sum(t: Tensor, dim: int) -> Tensor:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b`` of matrices, never of vectors, the inner dimension in blocks that are added up in order."""
-    if a.device.type != "cpu":
+    """``a @ b`` of matrices, cut into products that are each one thread's, the inner dimension added up in order.
+
+    A library divides a product among threads in ways that change its bits, but not several products, if these are as
+    many as the threads.
+    """
+    if a.device.type != "cpu" or torch.compiler.is_compiling():
         return a @ b
-    rows, inner, columns = a.shape[0], a.shape[1], b.shape[1]
-    to_block = -inner % BLOCK
-    if to_block or rows < 2:
-        a = F.pad(a, [0, to_block, 0, max(0, 2 - rows)])
-    if to_block or columns < 2:
-        b = F.pad(b, [0, max(0, 2 - columns), 0, to_block])
-    products = torch.bmm(a.unflatten(1, (-1, BLOCK)).transpose(0, 1), b.unflatten(0, (-1, BLOCK)))
-    return _sum(products, 0)[:rows, :columns]
+    (rows, inner), columns = a.shape, b.shape[1]
+    height = min(max(rows, 2), ROWS)  # matrices, never vectors
+    a = F.pad(a, [0, -inner % BLOCK, 0, -rows % height])
+    b = F.pad(b, [0, max(0, 2 - columns), 0, -inner % BLOCK])
+    a = a.view(len(a) // height, height, a.shape[1] // BLOCK, BLOCK).transpose(1, 2)
+    b = b.view(1, len(b) // BLOCK, BLOCK, b.shape[1]).expand(len(a), -1, -1, -1)
+    idle = max(0, torch.get_num_threads() - a.shape[0] * a.shape[1])
+    parts = a.shape[:2]
+    products = torch.bmm(*(F.pad(t.flatten(0, 1), [0, 0, 0, 0, 0, idle]) for t in (a, b)))
+    return _sum(products[: parts.numel()].unflatten(0, parts), 1).flatten(0, 1)[:rows, :columns]
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -36,8 +36,8 @@ except ImportError as error:
         "reinstall vmamba where GCC or Clang is present (pip install --force-reinstall --no-deps vmamba)"
     ) from error
 
-#: Where the compiled libraries are.
-FOLDER = Path(_native.__file__).parent
+#: Folder of libraries for other programs than Python.
+LIBRARIES = Path(_native.__file__).parent / "lib"
 #: Instruction sets that this processor runs, the best first.
 INSTRUCTION_SETS = tuple(_native.instruction_sets())
 

@@ -1,0 +1,26 @@
+"""A scan as an ONNX model of its own."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import TensorProto, helper
+
+from vmamba.export.onnx_scan import DOMAIN, OPSET, VERSION, scan_function
+
+#: Operands and their numbers of axes.
+RANKS = {"x": 4, "dbc": 5, "dt_weight": 3, "A": 3, "D": 2, "dt_bias": 2}
+
+
+def scan_model(pattern: str, states: int) -> onnx.ModelProto:
+    """One node and its function."""
+    function = scan_function(pattern, states)
+
+    def declared(name: str, rank: int) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * rank)
+
+    node = helper.make_node(function.name, list(RANKS), ["y"], domain=DOMAIN)
+    graph = helper.make_graph([node], "scan", [declared(*item) for item in RANKS.items()], [declared("y", 4)])
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)]
+    model = helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    return model
