@@ -13,6 +13,7 @@ import torch
 from vmamba.data.masks import area, decode_mask, encode_mask, is_empty, polygon_fault, run_length_fault
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in pycocotools
 def test_every_kind_of_mask() -> None:
     mask = torch.zeros(7, 9, dtype=torch.uint8)
