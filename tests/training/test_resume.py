@@ -123,12 +123,12 @@ def test_terminated_between_epochs(
     owner = Run if moment == "_evaluate_candidates" else RunLog
     method, calls = getattr(owner, moment), 0
 
-    def warned(self: Any) -> Any:
+    def warned(self: Any, *arguments: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 2 or moment == "close":
             signal.raise_signal(signal.SIGTERM)
-        return method(self)
+        return method(self, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, moment, warned)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ def evaluate(
     dtype: torch.dtype | None = None,
     output: Path | None = None,
     description: str = "validating",
+    on_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """`Task.evaluate` with progress; adds ``images_per_second`` (over all processes, loading included).
 
@@ -36,6 +37,7 @@ def evaluate(
         dtype: Of matrix products, None for float32.
         output: See `Task.evaluate`.
         description: Of the progress bar.
+        on_batch: Called before each batch; what it raises ends the evaluation.
     """
     training = model.training
     model.eval()
@@ -46,6 +48,7 @@ def evaluate(
         with progress_bar("batches") if processes.first else nullcontext() as bar:
             loaded = loader.batches(0)
             for batch in bar.track(loaded, total=len(loader), description=description) if bar else loaded:
+                on_batch()
                 seen += batch.size
                 yield batch.to(processes.device)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -22,8 +20,8 @@ class Interrupted(TrainingError):
 class StopRequests:
     """A context in which signals ask a run to stop instead of ending the process.
 
-    While nothing would be lost, a request raises `Interrupted` where it arrives: before the run has begun, and within
-    `immediate`. After `defer` it is noted in `pending`, for the run to save and end. A second Ctrl-C ends the process.
+    Before the run has begun a request raises `Interrupted` where it arrives. After `defer` it is noted in `pending`,
+    for the run to save and end, or to `check`. A second Ctrl-C ends the process.
 
     Attributes:
         pending: A request has arrived.
@@ -55,16 +53,14 @@ class StopRequests:
         if self.pending:
             raise Interrupted(message)
 
-    @contextmanager
-    def immediate(self, message: str) -> Iterator[None]:
-        """Raise `Interrupted` with this message at a request, also at an earlier one that is pending."""
-        self._message = message
-        try:
-            if self.pending:
-                raise Interrupted(message)
-            yield
-        finally:
-            self._message = None
+    def check(self, message: str) -> None:
+        """Raise `Interrupted` with this message if there has been a request.
+
+        For work that may end here and there, such as validation. Raised out of the handler, in the midst of other
+        people's code, it could be caught by anyone, and leave anything half done.
+        """
+        if self.pending:
+            raise Interrupted(message)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         self.pending = True

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -180,21 +180,26 @@ class Run:
     def _validate(self) -> None:
         """Evaluate the weights and their average after a saved epoch; export the better of them if it is the best."""
         trainer, position = self.trainer, self.trainer.position
-        alone = trainer.processes.size == 1  # else all stop together, at the next step
         saved = f"epoch {position.epoch} is saved; continue with --resume auto"
+
+        def check() -> None:
+            if trainer.processes.size == 1:  # else all stop together, at the next step
+                self.stop.check(f"stopped while validating; {saved}")
+
         try:
-            with self.stop.immediate(f"stopped while validating; {saved}") if alone else nullcontext():
-                self._evaluate_candidates()
+            self._evaluate_candidates(check)
         except (DataError, OSError) as error:
             raise TrainingError(f"{error}; {saved}") from error
 
-    def _evaluate_candidates(self) -> None:
+    def _evaluate_candidates(self, on_batch: Callable[[], None]) -> None:
         trainer, position = self.trainer, self.trainer.position
         task, metric, processes = trainer.task, trainer.task.metric, trainer.processes
         row: dict[str, float] = {}
         improved = False
         for prefix, name, model in trainer.candidates():
-            results = evaluate(task, model, trainer.val_loader, processes, dtype=trainer.dtype, description=name)
+            results = evaluate(
+                task, model, trainer.val_loader, processes, dtype=trainer.dtype, description=name, on_batch=on_batch
+            )
             row |= {f"{prefix}{key}": value for key, value in results.items()}
             if _better(results[metric.name], position.best, metric):
                 position.best, improved = results[metric.name], True
