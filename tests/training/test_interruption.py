@@ -62,3 +62,14 @@ def test_in_another_thread() -> None:
     thread.start()
     thread.join()
     assert outcome == [False]
+
+
+def test_a_request_is_not_taken_for_a_broken_file() -> None:
+    def read() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Exception as error:
+            raise AssertionError from error
+
+    with StopRequests(), pytest.raises(Interrupted):
+        read()

@@ -7,14 +7,15 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-from vmamba.errors import TrainingError
-
 #: Sent by clusters before they take a machine away, and by a person's Ctrl-C. Not every system has all of them.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
 
 
-class Interrupted(TrainingError):
-    """A run that was asked to stop; the message says what is saved and how to continue."""
+class Interrupted(KeyboardInterrupt):
+    """A run that was asked to stop; the message says what is saved and how to continue.
+
+    Not an `Exception`: it may be raised while a file is read, and must not be taken for a fault of the file.
+    """
 
 
 class StopRequests:
