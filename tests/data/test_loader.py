@@ -115,8 +115,9 @@ def test_seeding() -> None:
 def test_a_killed_training_process_is_no_error_of_its_loaders(
     alive: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The thread of multiprocessing that hands tensors over would print a traceback."""
-    parent = types.SimpleNamespace(is_alive=lambda: alive)
+    """The thread of multiprocessing that hands tensors over would print a traceback; it may notice the end first."""
+    lives = [True]
+    parent = types.SimpleNamespace(is_alive=lambda: lives[-1], join=lambda timeout: lives.append(alive))
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
     loading._silent_without_training(ConnectionResetError, ConnectionResetError("gone"), None)
     assert ("ConnectionResetError: gone" in capsys.readouterr().err) == alive

@@ -160,8 +160,10 @@ def _silent_without_training(
 ) -> None:
     """Report an error of a thread, but not that a training process which was killed does not answer."""
     training = multiprocessing.parent_process()
-    if isinstance(error, (ConnectionError, EOFError)) and training is not None and not training.is_alive():
-        return
+    if isinstance(error, (ConnectionError, EOFError)) and training is not None:
+        training.join(timeout=1)  # its connections end before it does
+        if not training.is_alive():
+            return
     sys.__excepthook__(kind, error, trace)
 
 
