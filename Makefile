@@ -37,6 +37,7 @@ $(VENV)/installed: pyproject.toml constraints.txt $(CSRC)/CMakeLists.txt $(SOURC
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]" --group dev
+	$(BIN)/python -m pip install --quiet --no-deps lightly==1.6.0  # its loss needs nothing else
 	touch $@
 
 # OpenMMLab's packages, older than most others, beside what is installed already: an environment that sees the other.

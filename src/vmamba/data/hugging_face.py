@@ -9,6 +9,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from vmamba.data.image_tree import UNLABELLED
 from vmamba.errors import DataError, MissingPackageError
 from vmamba.terminal import printable
 
@@ -19,13 +20,14 @@ class HuggingFaceImages:
     Args:
         name: A data set's name or local folder, as ``datasets.load_dataset`` takes it.
         split: One of its splits.
+        labelled: Require the column ``label``; otherwise images without it are of the class `UNLABELLED`.
 
     Raises:
         MissingPackageError: If `datasets` is not installed.
         DataError: If it cannot be loaded, or lacks one of the columns.
     """
 
-    def __init__(self, name: str, split: str) -> None:
+    def __init__(self, name: str, split: str, *, labelled: bool = True) -> None:
         try:
             import datasets
         except ImportError:
@@ -35,19 +37,25 @@ class HuggingFaceImages:
         except Exception as error:  # the library raises nearly anything
             reason = " ".join(str(error).split()) or type(error).__name__
             raise DataError(f"{name}: cannot load the data set's split {split!r}: {reason}") from None
-        missing = [column for column in ("image", "label") if column not in table.column_names]
+        labelled = labelled or "label" in table.column_names
+        needed = ("image", "label") if labelled else ("image",)
+        missing = [column for column in needed if column not in table.column_names]
         if missing:
             columns = ", ".join(table.column_names)
             raise DataError(f"{name}: the data set has no column {missing[0]!r}, but {columns}; rename it")
         self.path = name
         self.left_out: Counter[str] = Counter()
+        self._images: Any = table.select_columns("image").cast_column("image", datasets.Image(decode=False))
+        self.classes: dict[str, int] = {}
+        self.labels = np.full(len(self._images), UNLABELLED, dtype=np.int64)
+        if not labelled:
+            return
         labels = table["label"][:]
         if not all(isinstance(label, int) and label >= 0 for label in labels):
             raise DataError(f"{name}: the column 'label' of the split {split!r} does not hold class numbers")
         self.labels = np.array(labels, dtype=np.int64)
         names = getattr(table.features["label"], "names", None) or range(max(labels, default=-1) + 1)
         self.classes = {printable(name): i for i, name in enumerate(names)}
-        self._images: Any = table.select_columns("image").cast_column("image", datasets.Image(decode=False))
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from vmamba.data.image_folder import LabelledFiles
 from vmamba.data.images import read_image
@@ -16,9 +15,9 @@ from vmamba.errors import DataError, ImageError
 
 
 class Sample(NamedTuple):
-    """One image with its class and the name of its file."""
+    """One image, as a transform has made it, with its class and the name of its file."""
 
-    pixels: Tensor
+    pixels: Any
     label: int
     name: str
 
@@ -28,7 +27,7 @@ class ImageDataset:
 
     Args:
         files: The images.
-        transform: PIL image (RGB) → pixels.
+        transform: PIL image (RGB) → pixels, or several views of it.
         indices: Which of the files, all by default.
         max_pixels: See `vmamba.data.images.read_image`.
     """
@@ -36,7 +35,7 @@ class ImageDataset:
     def __init__(
         self,
         files: LabelledFiles,
-        transform: Callable[[Image.Image], Tensor],
+        transform: Callable[[Image.Image], Any],
         indices: Sequence[int] | None = None,
         *,
         max_pixels: int | None = None,

@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmamba.data.class_names import class_name, natural_key, number_classes
-from vmamba.data.images import image_endings
-from vmamba.data.tar import list_tar, open_member
-from vmamba.data.walk import by_ending, is_hidden, walk
+from vmamba.data.image_tree import ImageTree, in_folder
+from vmamba.data.walk import is_hidden
 from vmamba.errors import DataError
 
 #: Names under which the splits of a folder are looked for, `SPLIT` or `SPLIT.tar`.
@@ -35,8 +34,10 @@ class LabelledFiles(Protocol):
 
     path: str
     classes: dict[str, int]
-    labels: NDArray[np.int64]
     left_out: Counter[str]
+
+    @property
+    def labels(self) -> NDArray[np.int64]: ...
 
     def name(self, index: int) -> str:
         """Name of a file for messages, its path where it has one."""
@@ -51,7 +52,7 @@ class LabelledFiles(Protocol):
         ...
 
 
-class ImageFolder:
+class ImageFolder(ImageTree):
     """Images below class folders, at any depth; see `LabelledFiles`.
 
     The class is the name of the first folder, in natural order of the names: ``train/cat/2023/1.jpg`` is a cat. Hidden
@@ -68,35 +69,19 @@ class ImageFolder:
     """
 
     def __init__(self, path: str | Path, classes: Mapping[str, int] | None = None) -> None:
-        self.path = str(path)
-        self.left_out: Counter[str] = Counter()
-        self._archive = not os.path.isdir(path)
-        members = list_tar(self.path, self.left_out) if self._archive else {}
-        files = list(members) if self._archive else walk(path, self.left_out)
-        images = by_ending(files, image_endings(), self.left_out)
-        self._names = sorted((name for name in images if "/" in name), key=natural_key)
-        self._places = [members[name] for name in self._names] if self._archive else []
-        if len(self._names) < len(images):
-            self.left_out[_OUTSIDE] = len(images) - len(self._names)
+        super().__init__(path)
+        outside = len(self) - self.count(in_folder)
+        if outside:
+            self.left_out[_OUTSIDE] = outside
+        self._names = list(filter(in_folder, self._names))
         names = [class_name(name.partition("/")[0]) for name in self._names]
         self._check(names, classes)
         self.classes = dict(classes) if classes else number_classes(names)
-        self.labels = np.array([self.classes[name] for name in names], dtype=np.int64)
+        self._labels = np.array([self.classes[name] for name in names], dtype=np.int64)
 
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def name(self, index: int) -> str:
-        """Path of a file; within a tar file, the archive's and the member's."""
-        return f"{self.path}:{self._names[index]}" if self._archive else os.path.join(self.path, self._names[index])
-
-    def open(self, index: int) -> IO[bytes]:
-        """Open a file for reading.
-
-        Raises:
-            OSError: If it cannot be opened.
-        """
-        return open_member(self.path, self._places[index]) if self._archive else Path(self.name(index)).open("rb")
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        return self._labels
 
     def _check(self, names: list[str], classes: Mapping[str, int] | None) -> None:
         known = set(names)

@@ -14,6 +14,8 @@ from pydantic import Field, Strict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from vmamba.data.annotations import shown
+from vmamba.data.image_tree import UNLABELLED
+from vmamba.data.images import image_endings
 from vmamba.data.tar import StrictTarInfo
 from vmamba.errors import DataError, MissingPackageError, system_reason
 from vmamba.files import require_file
@@ -34,7 +36,7 @@ class Shards:
     counts: Mapping[int, int] = field(default_factory=dict)
 
 
-def find_shards(root: str, split: str) -> Shards:
+def find_shards(root: str, split: str, *, labelled: bool = True) -> Shards:
     """The shards of a split.
 
     Args:
@@ -42,6 +44,7 @@ def find_shards(root: str, split: str) -> Shards:
             writes it: ``{"splits": {"train": {"filenames": […], "shard_lengths": […]}}}``; an address needs one.
             Else the shards are ``root/split/*.tar`` or ``root/*split*.tar`` and their samples are counted.
         split: ``"train"``, ``"val"`` …
+        labelled: Count the samples with a ``.cls``; otherwise the images, whose classes are not looked at.
 
     Raises:
         MissingPackageError: If webdataset is not installed.
@@ -66,8 +69,8 @@ def find_shards(root: str, split: str) -> Shards:
     paths = sorted((Path(root) / split).glob("*.tar")) or sorted(Path(root).glob(f"*{split}*.tar"))
     if not paths:
         raise DataError(f"{root}: no shards {split}/*.tar or *{split}*.tar")
-    counts = sum(map(_count, paths), Counter[int]())
-    return Shards(tuple(map(str, paths)), counts.total(), counts)
+    counts = sum((_count(path, labelled) for path in paths), Counter[int]())
+    return Shards(tuple(map(str, paths)), counts.total(), counts if labelled else {})
 
 
 class _Split(TypedDict):
@@ -104,14 +107,19 @@ def _information(address: str, content: Any, split: str) -> _Split:
     return info
 
 
-def _count(path: Path) -> Counter[int]:
-    """Samples of each class in a shard; -1 stands for what is no class number."""
+def _count(path: Path, labelled: bool) -> Counter[int]:
+    """Samples of each class in a shard; -1 stands for what is no class number, and for all unless `labelled`."""
     counts: Counter[int] = Counter()
+    endings = image_endings()
     try:
         require_file(path)
         with tarfile.open(path, tarinfo=StrictTarInfo) as archive:
             for member in archive:
-                if member.isreg() and member.name.endswith(".cls"):
+                if not member.isreg():
+                    continue
+                if not labelled:
+                    counts[UNLABELLED] += Path(member.name).suffix.lower() in endings
+                elif member.name.endswith(".cls"):
                     content = archive.extractfile(member)
                     text = content.read(20).strip() if content else b""
                     counts[int(text) if text.isdigit() else -1] += 1

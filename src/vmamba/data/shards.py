@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from vmamba.data.image_tree import UNLABELLED
 from vmamba.data.images import image_endings, read_image
 from vmamba.data.loader import leave_signals_to_training, report_skipped
 from vmamba.data.seeding import seeded
@@ -90,6 +91,7 @@ class ShardLoader(Generic[Batch]):
         workers: Loader processes; 0 to load in this one.
         strict: Raise at an unreadable image.
         max_pixels: See `vmamba.data.images.read_image`.
+        labelled: Leave samples without a ``.cls`` out; otherwise they are of the class `UNLABELLED`.
 
     Raises:
         DataError: If there are fewer shards than loader processes, or too few images for one global batch.
@@ -109,6 +111,7 @@ class ShardLoader(Generic[Batch]):
         workers: int = 0,
         strict: bool = False,
         max_pixels: int | None = None,
+        labelled: bool = True,
     ) -> None:
         streams = world_size * max(workers, 1)
         if training and len(shards.urls) < streams:
@@ -122,7 +125,7 @@ class ShardLoader(Generic[Batch]):
         self._stream: _Stream[Batch] = _Stream(
             shards.urls, sample, collate, batch_size, self._batches if training else None, seed, rank, world_size
         )
-        self._stream.max_pixels = max_pixels
+        self._stream.max_pixels, self._stream.labelled = max_pixels, labelled
         self._workers = workers
 
     def __len__(self) -> int:
@@ -160,6 +163,7 @@ class _Stream(IterableDataset[tuple[Any, list[str]]], Generic[Batch]):
         self.rank, self.world_size = rank, world_size
         self.epoch = self.start = 0
         self.max_pixels: int | None = None
+        self.labelled = True
 
     def __iter__(self) -> Iterator[tuple[Any, list[str]]]:
         info = get_worker_info()
@@ -193,7 +197,7 @@ class _Stream(IterableDataset[tuple[Any, list[str]]], Generic[Batch]):
         samples, problems = [], []
         for fields in taken:
             try:
-                samples.append(self.sample(*_decode(fields, self.max_pixels)))
+                samples.append(self.sample(*_decode(fields, self.max_pixels, self.labelled)))
             except ImageError as error:
                 problems.append(str(error))
         return samples, problems
@@ -235,14 +239,15 @@ def _shuffled(samples: Iterator[dict[str, Any]], generator: random.Random) -> It
     yield from buffer
 
 
-def _decode(fields: dict[str, Any], max_pixels: int | None) -> tuple[Image.Image, int, str]:
+def _decode(fields: dict[str, Any], max_pixels: int | None, labelled: bool = True) -> tuple[Image.Image, int, str]:
     name = printable(f"{fields.get('__url__', '')}:{fields['__key__']}")
     endings = image_endings()
     extension = next((field for field in fields if f".{field.lower()}" in endings), None)
-    if extension is None or "cls" not in fields:
-        raise ImageError(f"cannot read the sample {name}: it needs a .cls and an image (.jpg, .png …)")
+    if extension is None or ("cls" not in fields and labelled):
+        needed = "a .cls and an image" if labelled else "an image"
+        raise ImageError(f"cannot read the sample {name}: it needs {needed} (.jpg, .png …)")
     try:
-        label = int(fields["cls"])
+        label = int(fields.get("cls", UNLABELLED))
     except ValueError:
         raise ImageError(f"cannot read the sample {name}: its .cls is not a number") from None
     return read_image(name, io.BytesIO(fields[extension]), max_pixels=max_pixels), label, name

@@ -130,7 +130,7 @@ class _Network(VMamba):
 
     def hidden_states(self, x: Tensor) -> list[Tensor]:
         """Images (B, C, H, W) → the output of the stem and of every stage, (B, dim, H', W')."""
-        maps = [self._embed(x)]
+        maps = [self._positioned(self.stem(x))]
         for stage in self.stages:
             maps.append(stage(maps[-1]))
         return maps

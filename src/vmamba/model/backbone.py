@@ -160,7 +160,11 @@ class VMamba(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Normalised map of the last stage, (B, dims[-1], H/32, W/32)."""
-        x = self.stages(self._embed(x))
+        return self.forward_tokens(self.stem(x))
+
+    def forward_tokens(self, x: Tensor) -> Tensor:
+        """The rest of `forward_features`, for the stem's tokens (B, dims[0], H/4, W/4)."""
+        x = self.stages(self._positioned(x))
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # LayerNorm is of the last dimension
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -196,7 +200,7 @@ class VMamba(nn.Module):
         if output_fmt not in ("NCHW", "NHWC"):
             raise ValueError(f"output_fmt must be NCHW or NHWC, got {output_fmt!r}")
         take, last = feature_take_indices(len(self.stages), indices)
-        x = self._embed(x)
+        x = self._positioned(self.stem(x))
         maps = []
         for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
             x = stage(x)
@@ -256,8 +260,7 @@ class VMamba(nn.Module):
         leaves = ("A_log", "D", "dt_proj_bias", "pos_embed")
         return {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in leaves}
 
-    def _embed(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
+    def _positioned(self, x: Tensor) -> Tensor:
         if self.pos_embed is not None:
             x = x + F.interpolate(self.pos_embed, size=x.shape[2:], mode="bicubic", align_corners=False)
         return x

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 TASKS: dict[str, tuple[str, str]] = {
     "classification": ("vmamba.tasks.classification.task", "Classification"),
     "detection": ("vmamba.tasks.detection.task", "Detection"),
+    "lejepa": ("vmamba.tasks.pretraining.lejepa", "LeJEPA"),
     "segmentation": ("vmamba.tasks.segmentation.task", "Segmentation"),
+    "simmim": ("vmamba.tasks.pretraining.simmim", "SimMIM"),
 }
 
 

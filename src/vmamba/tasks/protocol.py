@@ -74,10 +74,12 @@ class Metric:
     Attributes:
         name: Its key in what `Task.evaluate` returns: ``"top1"``.
         larger_is_better: Whether it is to be raised.
+        drawn: Further results that are drawn, where they are there.
     """
 
     name: str
     larger_is_better: bool = True
+    drawn: tuple[str, ...] = ()
 
 
 class TaskRecipe(Settings):

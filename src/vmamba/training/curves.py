@@ -12,35 +12,38 @@ from vmamba.training.tables import read_table
 BLUE, ORANGE, GREEN, PURPLE = COLOURS[:4]
 
 
-def draw_curves(folder: Path, metric: str) -> Path | None:
+def draw_curves(folder: Path, metric: str, drawn: Sequence[str] = ()) -> Path | None:
     """Draw ``curves.png`` from ``steps.csv`` and ``epochs.csv``; None without matplotlib or rows.
 
     Args:
         folder: Of the run.
         metric: Name of the headline.
+        drawn: Names of further results, which may be there or not.
     """
     (steps, _), (epochs, _) = read_table(folder / "steps.csv"), read_table(folder / "epochs.csv")
     if not steps or not epochs:
         return None
     path = folder / "curves.png"
+    names = [name for name in (metric, *drawn) if name in epochs[0] and name != "loss"]
     at_step, at_epoch = _column(steps, "epoch"), _column(epochs, "epoch")
     try:
-        with figure(path, size=(12, 3.6), extra="train", dpi=130) as picture:
-            left, middle, right = picture.subplots(1, 3)
+        with figure(path, size=(4 * (len(names) + 2), 3.6), extra="train", dpi=130) as picture:
+            left, *middle, right = picture.subplots(1, len(names) + 2)
             left.plot(at_step, _column(steps, "loss"), color=BLUE, linewidth=1, label="training")
             if "loss" in epochs[0]:
                 left.plot(at_epoch, _column(epochs, "loss"), "o-", color=ORANGE, ms=3, label="validation")
                 left.legend(frameon=False)
             left.set(xlabel="epoch", ylabel="loss", title="loss")
-            middle.plot(at_epoch, _column(epochs, metric), "o-", color=ORANGE, ms=3, label="weights")
-            if f"ema_{metric}" in epochs[0]:
-                average = _column(epochs, f"ema_{metric}")
-                middle.plot(at_epoch, average, "s--", color=GREEN, ms=3, label="their moving average")
-                middle.legend(frameon=False)
-            middle.set(xlabel="epoch", ylabel=metric, title=f"validation {metric}")
+            for name, axis in zip(names, middle, strict=True):
+                axis.plot(at_epoch, _column(epochs, name), "o-", color=ORANGE, ms=3, label="weights")
+                if f"ema_{name}" in epochs[0]:
+                    average = _column(epochs, f"ema_{name}")
+                    axis.plot(at_epoch, average, "s--", color=GREEN, ms=3, label="their moving average")
+                    axis.legend(frameon=False)
+                axis.set(xlabel="epoch", ylabel=name, title=f"validation {name}")
             right.plot(at_step, _column(steps, "lr"), color=PURPLE)
             right.set(xlabel="epoch", ylabel="learning rate", title="learning rate")
-            for axis in (left, middle, right):
+            for axis in (left, *middle, right):
                 axis.grid(alpha=0.25)
                 remove_frame(axis)
     except MissingPackageError:

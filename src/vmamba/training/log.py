@@ -101,11 +101,13 @@ class RunLog(SilentLog):
 
     def validation(self, results: Mapping[str, float]) -> None:
         position, metric = self.trainer.position, self.trainer.task.metric.name
+        drawn = [name for name in self.trainer.task.metric.drawn if name in results]
         self._epochs.add({"step": position.step, "epoch": position.epoch, **results})
         self._board.add("validation", results, position.step)
         headline = f"weights {results[metric]:.2f}"
         if f"ema_{metric}" in results:
             headline += f", average of weights {results[f'ema_{metric}']:.2f}"
+        headline += "".join(f", {name} {results[name]:.1f}" for name in drawn)
         rate = f" · {self._rate:,.0f} images/s, {self._wait:.0%} of the time waiting for data" if self._rate else ""
         say(f"epoch {position.epoch}/{self.trainer.recipe.epochs} · {metric}: {headline}{rate}")
 
@@ -119,7 +121,8 @@ class RunLog(SilentLog):
 
     def close(self) -> list[Path]:
         self._board.close()
-        picture = draw_curves(self.folder, self.trainer.task.metric.name)
+        metric = self.trainer.task.metric
+        picture = draw_curves(self.folder, metric.name, metric.drawn)
         return [picture] if picture else []
 
     def _restart_clock(self) -> None:

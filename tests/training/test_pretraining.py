@@ -1,0 +1,100 @@
+"""Pre-training without labels on the engine: killed and continued, on two processes, and used afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from support.runs import STEPS, assert_identical, last_state, losses, read_rows, tensors, wait_for_step
+from vmamba.model.variants import VARIANTS
+from vmamba.settings import Settings
+from vmamba.tasks.pretraining.lejepa import LeJEPA
+from vmamba.tasks.pretraining.options import LeJEPAOptions
+from vmamba.tasks.protocol import Job
+from vmamba.zoo import model_from_checkpoint
+
+pytestmark = pytest.mark.slow
+
+Train = Callable[..., int]
+TINY = {"dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
+METHODS: dict[str, dict[str, Any]] = {
+    "lejepa": {"global_views": 1, "local_views": 1, "hidden": 32, "embedding": 16, "directions": 64},
+    "simmim": {},
+}
+
+
+def settings(path: Path, method: str, **changes: Any) -> Path:
+    """A recipe file of three epochs of eight steps."""
+    values = {
+        "base": f"pretrain/{method}", "model": "vmamba_pico", "model_options": TINY, "epochs": 3, "batch_size": 8,
+        "workers": 0, "save_every": 3, "log_every": 1, "ema": 0.9,
+        "options": {"image_size": 32, **METHODS[method]}, **changes,
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_killed(train: Train, launch: Any, tmp_path: Path, method: str) -> None:
+    """By the signal that nothing can catch; continued, it ends bit for bit as without."""
+    recipe = settings(tmp_path / "tiny.yaml", method, model_options={**TINY, "drop_path_rate": 0.2})
+    assert train(tmp_path / "whole", "--recipe", recipe) == 0
+    process = launch(tmp_path / "run", "--recipe", recipe, "--workers", 1)
+    wait_for_step(process, tmp_path / "run", STEPS + 5)
+    process.kill()
+    process.wait()
+    assert 0 < last_state(tmp_path / "run")["position"]["step"] < 3 * STEPS
+    assert train(tmp_path / "run", "--recipe", recipe, "--resume", "auto") == 0
+    assert_identical(last_state(tmp_path / "run"), last_state(tmp_path / "whole"))
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+def test_two_processes(train: Train, launch: Any, tmp_path: Path) -> None:
+    """The statistic of the global batch, and its gradient, are those of one process."""
+    recipe = settings(tmp_path / "tiny.yaml", "lejepa", epochs=2, ema=None)
+    assert train(tmp_path / "alone", "--recipe", recipe) == 0
+    process = launch(tmp_path / "run", "--recipe", recipe, torchrun=("--standalone", "--nproc-per-node", 2))
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, f"{out}\n{err}"
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "alone"), rel=2e-3)
+    a, b = (tensors(last_state(tmp_path / name)["model"]) for name in ("run", "alone"))
+    for name, weights in a.items():
+        torch.testing.assert_close(weights, b[name], rtol=0.02, atol=0.002, msg=name)
+    rows, same = (read_rows(tmp_path / name / "epochs.csv")[-1] for name in ("run", "alone"))
+    assert rows["images"] == same["images"] == "16"
+    assert float(rows["effective_rank"]) == pytest.approx(float(same["effective_rank"]), rel=1e-2)
+
+
+def test_weights_serve_other_tasks(train: Train, images: Path, tmp_path: Path) -> None:
+    """The backbone alone is written; a classifier starts from it."""
+    recipe = settings(tmp_path / "tiny.yaml", "lejepa", epochs=1, warmup_epochs=0)
+    assert train(tmp_path / "run", "--recipe", recipe) == 0
+    weights = tmp_path / "run" / "weights" / "model.safetensors"
+    model = model_from_checkpoint(weights)
+    assert model.num_classes == 0
+    assert (tmp_path / "run" / "curves.png").is_file()
+    assert {"effective_rank", "knn", "ema_effective_rank"} <= read_rows(tmp_path / "run" / "epochs.csv")[0].keys()
+    command = ("--recipe", "finetune", "--checkpoint", weights, "--epochs", 1, "--set", "warmup_epochs=0", "lr=0")
+    assert train(tmp_path / "fine", *command, "min_lr=0", "warmup_lr=0", "ema=null", "batch_size=8") == 0
+    tuned = model_from_checkpoint(tmp_path / "fine" / "weights" / "model.safetensors")
+    assert tuned.num_classes == 4
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, tuned.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if "base" not in name and "small" not in name])
+def test_every_kind_of_model(images: Path, name: str) -> None:
+    job = Job(data=str(images), model=name, batch_size=2, workers=0)
+    options: Settings = LeJEPAOptions(image_size=32, **METHODS["lejepa"])
+    task = LeJEPA(job, options)  # type: ignore[arg-type]
+    task.setup()
+    model = task.build_model()
+    losses = task.loss(model, next(iter(task.train_loader().batches(0))))
+    losses["loss"].backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    assert all(name.startswith("backbone.") for name in model.no_weight_decay())  # type: ignore[operator]
