@@ -27,6 +27,7 @@ COMMANDS = {
     "check-data": "look at a data set as training would: counts, faults, remarks",
     "train": "train or fine-tune a model",
     "evaluate": "measure a model on a validation split",
+    "probe": "measure frozen features by simple classifiers on few labels",
     "analyze": "look inside models, and compare them",
     "export": "write a model as a file for other runtimes",
     "convert": "turn a checkpoint into safetensors with its description beside it",

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -171,11 +171,15 @@ class Classification:
         return self._indexed(self.data.train, transform, self.data.train_indices, training=True)
 
     def val_loader(self) -> Loader:
-        options = self.options
-        transform = self.eval_transform()
-        if options.format == "shards":
-            return self._shards(options.val_split, transform, training=False)
-        return self._indexed(self.data.val, transform, self.data.val_indices, training=False)
+        return self.evaluation_loader("val")
+
+    def evaluation_loader(self, split: Literal["train", "val"]) -> Loader:
+        """Every image of a split once, prepared as for validation."""
+        data, transform = self.data, self.eval_transform()
+        if self.options.format == "shards":
+            return self._shards(data.splits[split], transform, training=False)
+        files, indices = (data.train, data.train_indices) if split == "train" else (data.val, data.val_indices)
+        return self._indexed(files, transform, indices, training=False)
 
     def eval_transform(self) -> Callable[[Image.Image], Tensor]:
         """Preprocessing of validation images, the same as prediction's."""
