@@ -8,7 +8,7 @@ SOURCES := $(wildcard $(CSRC)/*.cpp $(CSRC)/*.hpp $(CSRC)/*/*.cpp $(CSRC)/*/*.hp
 JOBS ?= 2
 TIMM := $(shell sed -n 's/^timm==//p' constraints.txt)
 
-.PHONY: demo test test-fast test-openmmlab lint native sanitize clean
+.PHONY: demo docs test test-fast test-openmmlab lint native sanitize clean
 
 demo: $(VENV)/installed
 	$(BIN)/vmamba demo
@@ -31,6 +31,10 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/mypy --config-file tests/mypy.ini
 	$(BIN)/lint-imports
+
+# The site in build/docs; warnings are errors.
+docs: $(VENV)/installed
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 # The package in place, its CPU kernels built from $(CSRC); without a compiler it installs without them.
 $(VENV)/installed: pyproject.toml constraints.txt $(CSRC)/CMakeLists.txt $(SOURCES)

@@ -197,3 +197,14 @@ def test_overrides_are_yaml() -> None:
     assert parse_overrides(["a=1", "b=x=y", "c-d=[1, 2]", "e=null", "f=", "g=1e-3", "h=2024-01-31", "i=-2E+5"]) == {
         "a": 1, "b": "x=y", "c_d": [1, 2], "e": None, "f": None, "g": 1e-3, "h": "2024-01-31", "i": -2e5,
     }  # fmt: skip
+
+
+def test_weights_on_the_command_line_take_the_place_of_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "--recipe", "coco/vmamba_tiny_s1l8_1x", "--data", "coco", "--print-config"]
+    assert main(command) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["pretrained"] is True
+    assert main([*command, "--checkpoint", "detector.pth"]) == 0
+    settings = yaml.safe_load(capsys.readouterr().out)
+    assert (settings["pretrained"], settings["checkpoint"]) == (False, "detector.pth")
+    assert main([*command, "--checkpoint", "detector.pth", "--pretrained"]) == 2
+    assert "not both" in capsys.readouterr().err

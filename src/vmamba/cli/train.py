@@ -77,6 +77,8 @@ def _run(options: argparse.Namespace, stop: StopRequests) -> int:
     given = [f"{name}={getattr(options, name)}" for name in _SHORTHANDS if getattr(options, name) is not None]
     given += [f"{name}=true" for name in ("strict", "pretrained") if getattr(options, name)]
     named = {name: getattr(options, name) for name in _NAMES if getattr(options, name) is not None}
+    if options.checkpoint and not options.pretrained:
+        named["pretrained"] = False  # in the place of those that the recipe starts from
     name = options.recipe or (FINETUNE if options.checkpoint or options.pretrained else SCRATCH)
     recipe = load_recipe(name, {**named, **parse_overrides([*given, *options.set])})
     if options.print_config:
