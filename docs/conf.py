@@ -28,7 +28,7 @@ html_title = f"VMamba {release}"
 html_static_path = ["_static"]
 html_css_files = ["vmamba.css"]
 html_show_sourcelink = False
-html_sidebars = dict.fromkeys(["index", "start", "models", "how_it_works"], [])  # nothing lies below them
+html_sidebars = {page: [] for page in ("index", "start", "models", "how_it_works")}  # nothing lies below them
 html_theme_options = {
     "navbar_align": "left",
     "header_links_before_dropdown": 6,

@@ -23,8 +23,13 @@ pytestmark = pytest.mark.slow
 
 DOCS = Path(__file__).parents[2] / "docs"
 #: Pages with a test of their own, for results of theirs.
-TESTED = {"finetune": "training/test_tutorial.py", "inference": "frozen/test_freeze.py", "layers": "layers/test_unet_page.py",
-          "orders": "analysis/test_draw_orders.py", "compat": "compat"}  # fmt: skip
+TESTED = {
+    "finetune": "training/test_tutorial.py",
+    "inference": "frozen/test_freeze.py",
+    "layers": "layers/test_unet_page.py",
+    "orders": "analysis/test_draw_orders.py",
+    "compat": "compat",
+}
 #: Less of what takes long.
 SHORTENED = {"vmamba shapes": ["--train", "8", "--val", "4"], "vmamba train": ["--epochs", "2"]}
 #: Files of the authors, and images, that only the reader has.
