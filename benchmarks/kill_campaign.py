@@ -279,6 +279,7 @@ class Campaign:
                 more = [] if name == "predict" else ["--output", self.folder / name / "results"]
                 checkpoint = self.folder / name / "model.safetensors"
                 arguments = [name, self.images / "val", "--checkpoint", checkpoint, *more, "--device", "cpu", "--json"]
+                arguments += [] if name == "predict" else ["--overwrite"]
                 with contextlib.redirect_stdout(io.StringIO()):
                     counts["OTHER EXIT STATUS"] += vmamba(list(map(str, arguments))) != 0
                 done += 1

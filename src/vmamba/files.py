@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, output names that collide with nothing, and locks."""
+"""Files that are written whole or not at all, outputs that replace no input, and locks."""
 
 from __future__ import annotations
 
@@ -77,29 +77,6 @@ def remove_leftovers(folder: str | Path, *, recursive: bool = True) -> None:
     for leftover in Path(folder).glob(f"{'**/' if recursive else ''}{_TEMPORARY}*"):
         with suppress(OSError):
             leftover.unlink()
-
-
-def unique_output_names(inputs: Sequence[Path], suffixes: Sequence[str]) -> dict[Path, str]:
-    """A stem for the results of every input such that no two results of one call have the same name.
-
-    Args:
-        inputs: Input files.
-        suffixes: What is appended to a stem, one for each result: ``("", "_labels")``.
-
-    Returns:
-        Input → stem: its own, followed by the smallest free number where another input has taken a name.
-    """
-    taken: set[str] = set()
-    stems = {}
-    for path in inputs:
-        stem, number = path.stem, 1
-        # Compared without case: names that differ in it alone are one file on many systems.
-        while any(f"{stem}{suffix}".casefold() in taken for suffix in suffixes):
-            number += 1
-            stem = f"{path.stem}_{number}"
-        taken.update(f"{stem}{suffix}".casefold() for suffix in suffixes)
-        stems[path] = stem
-    return stems
 
 
 def refuse_overwriting(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:

@@ -20,7 +20,7 @@ class _Rate(ProgressColumn):
         self.unit = unit
 
     def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:,.3g} {self.unit}/s")
+        return Text("" if task.speed is None else f"{task.speed:,.3g} {task.fields.get('unit', self.unit)}/s")
 
 
 class _Description(ProgressColumn):
@@ -32,7 +32,7 @@ def progress_bar(unit: str) -> Progress:
     """A bar that disappears when done, and is not there at all away from a terminal; a context manager.
 
     Args:
-        unit: Of the count, in the plural: ``"images"``.
+        unit: Of the count, in the plural: ``"images"``; a task may have another, ``add_task(…, unit="windows")``.
     """
     columns = (_Description(), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn())
     screen = console(stderr=True)

@@ -24,6 +24,7 @@ COMMANDS = {
     "predict": "classify images",
     "detect": "detect objects in images: boxes and masks",
     "segment": "find the class of every pixel",
+    "embed": "turn images into vectors",
     "check-data": "look at a data set as training would: counts, faults, remarks",
     "train": "train or fine-tune a model",
     "evaluate": "measure a model on a validation split",

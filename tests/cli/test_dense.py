@@ -16,7 +16,8 @@ from support.commands import Fails, Run
 from vmamba import VMamba, VMambaConfig
 from vmamba.checkpoints.info import Preprocessing
 from vmamba.checkpoints.saving import save_weights
-from vmamba.cli import detect, segment
+from vmamba.cli import segment
+from vmamba.data import sources
 from vmamba.data.images import read_image
 from vmamba.files import lock
 from vmamba.tasks.dense.pictures import class_fractions
@@ -50,11 +51,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def results(output: Path) -> Any:
-    (path,) = output.glob("*s.json")
-    return json.loads(path.read_text())
+    (path,) = output.glob("*s.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [row for row in rows if "error" not in row]
 
 
-def test_inputs_are_never_written_over(command: list[Any], fails: Fails, images: Path, tmp_path: Path) -> None:
+def test_inputs_are_never_written_over(
+    command: list[Any], run: Run, fails: Fails, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = contents(tmp_path)
     alias = tmp_path / "alias"
     alias.symlink_to(images)
@@ -65,16 +69,13 @@ def test_inputs_are_never_written_over(command: list[Any], fails: Fails, images:
     other_case.mkdir()
     os.link(images / "1.png", other_case / "1.PNG")
     before |= {str(other_case / "1.PNG"): (images / "1.png").read_bytes()}
-    for source, output in ((images, images), (images, alias), (alias, images), (images, linked)):
+    for source, output in ((images, images), (images, alias), (alias, images), (images, tmp_path)):
         assert "would be written over an input" in fails(*command, source, "--output", output)
+        for rows in output.glob("*.jsonl"):
+            rows.unlink()
     assert "would be written over an input" in fails(*command, other_case / "1.PNG", "--output", other_case)
-    checkpoint = command[2].with_name("detections.safetensors" if command[0] == "detect" else "segments.safetensors")
-    for ending in (".safetensors", ".json"):
-        os.link(command[2].with_suffix(ending), checkpoint.with_suffix(ending))
-    command[2] = checkpoint  # whose description has the name of the results
-    assert "would be written over an input" in fails(*command, images, "--output", checkpoint.parent)
+    assert run(*command, images, "--output", linked) == 0  # a link is replaced, and what it points to is not
     assert {name: content for name, content in contents(tmp_path).items() if name in before} == before
-    assert not list(tmp_path.rglob("*_labels.png"))
 
 
 def test_every_result_has_a_name_of_its_own(
@@ -124,10 +125,10 @@ def test_a_bug_in_one_image_is_shown_after_the_others(
     command: list[Any], run: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    def read(path: Path, **_: object) -> Image.Image:
-        return 1 / 0 if path.name == "0.png" else read_image(path)  # type: ignore[return-value]
+    def read(path: str, *_: object, **__: object) -> Image.Image:
+        return 1 / 0 if path.endswith("0.png") else read_image(path)  # type: ignore[return-value]
 
-    monkeypatch.setattr(detect if command[0] == "detect" else segment, "read_image", read)
+    monkeypatch.setattr(sources, "read_image", read)
     assert run(*command, images, "--output", tmp_path / "out") == 70
     err = capsys.readouterr().err
     assert f"vmamba: failed: {images / '0.png'}: ZeroDivisionError: division by zero\nTraceback" in err
@@ -137,12 +138,12 @@ def test_a_bug_in_one_image_is_shown_after_the_others(
 def test_an_interruption_keeps_what_is_done(
     command: list[Any], run: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read(path: Path, **_: object) -> Image.Image:
-        if path.name == "2.png":
+    def read(path: str, *_: object, **__: object) -> Image.Image:
+        if path.endswith("2.png"):
             raise KeyboardInterrupt
         return read_image(path)
 
-    monkeypatch.setattr(detect if command[0] == "detect" else segment, "read_image", read)
+    monkeypatch.setattr(sources, "read_image", read)
     assert run(*command, images, "--output", tmp_path / "out") == 130
     assert {Path(record["image"]).stem for record in results(tmp_path / "out")} == {"0", "1"}
     assert not list((tmp_path / "out").glob(".writing-*"))
@@ -166,7 +167,9 @@ def test_two_commands_do_not_mix_their_results(command: list[Any], fails: Fails,
     output = tmp_path / "out"
     output.mkdir()
     (output / ".writing-left.png.x").write_bytes(b"")
-    with lock(output / ".results.lock", "held"):
+    with lock(
+        output / f".{command[0]}{'ions' * (command[0] == 'detect')}{'s' * (command[0] == 'segment')}.jsonl.lock", "held"
+    ):
         assert "another command is writing its results into" in fails(*command, images, "--output", output)
     assert (output / ".writing-left.png.x").exists()
 
@@ -224,8 +227,9 @@ def test_segment_prepares_images_as_the_checkpoint_says(
         assert torch.equal(as_tensor(labels)[0], limited)
     assert not torch.equal(expected, limited)
     (record,) = results(tmp_path / "out")
-    assert sum(record["shares"].values()) == pytest.approx(1)
-    assert list(record["shares"].values()) == [fraction for _, fraction in class_fractions(limited)]
+    fractions = [entry["fraction"] for entry in record["fractions"]]
+    assert sum(fractions) == pytest.approx(1)
+    assert fractions == [fraction for _, fraction in class_fractions(limited)]
 
 
 def test_detect_does_as_the_checkpoint_says(run: Run, detector: Path, images: Path, tmp_path: Path) -> None:
@@ -236,7 +240,7 @@ def test_detect_does_as_the_checkpoint_says(run: Run, detector: Path, images: Pa
     image.save(images / "0.png")
     assert run("detect", images / "0.png", "--checkpoint", path, "--score", 0, "--output", tmp_path / "out") == 0
     expected = prediction.detect(model, image, own, score_threshold=0)
-    records = results(tmp_path / "out")
+    records = results(tmp_path / "out")[0]["detections"]
     assert [record["score"] for record in records] == pytest.approx(expected.scores.tolist(), abs=1e-5)
     size = torch.tensor([record["bbox"] for record in records])
     torch.testing.assert_close(size[:, 2:], expected.boxes[:, 2:] - expected.boxes[:, :2], atol=0.02, rtol=0)
@@ -250,7 +254,7 @@ def test_large_images_in_windows(
     options = ("--checkpoint", segmenter, "--full-size", "--window", 64, "--output", tmp_path / "out")
     assert run("segment", tmp_path / "scan.tif", *options) == 1
     assert "max-pixels" in capsys.readouterr().err.replace("_", "-")
-    assert run("segment", tmp_path / "scan.tif", *options, "--max-pixels", 30_000) == 0
+    assert run("segment", tmp_path / "scan.tif", *options, "--max-pixels", 30_000, "--overwrite") == 0
     monkeypatch.undo()
     with Image.open(tmp_path / "out" / "scan_labels.png") as labels:
         assert labels.size == (300, 100)
@@ -291,7 +295,7 @@ def test_quiet_prints_nothing_that_is_written(
     )
     assert run(*arguments) == 0
     assert capsys.readouterr() == ("", "")
-    assert run(*arguments, "--json") == 0
+    assert run(*arguments, "--json", "--overwrite") == 0
     assert isinstance(json.loads(capsys.readouterr().out), list)
 
 

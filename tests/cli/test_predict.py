@@ -14,8 +14,8 @@ import vmamba
 from support.commands import Fails, Run
 from vmamba.checkpoints.info import Preprocessing
 from vmamba.checkpoints.saving import save_weights
+from vmamba.data import sources
 from vmamba.data.images import read_image
-from vmamba.tasks.classification import prediction
 from vmamba.tasks.classification.prediction import eval_transform
 
 
@@ -134,13 +134,13 @@ def test_results_come_as_they_are_done_and_an_interruption_keeps_them(
 ) -> None:
     seen = []
 
-    def read(path: Path, **_: object) -> Image.Image:
-        if path.name == "2.png":
+    def read(path: str, *_: object, **__: object) -> Image.Image:
+        if path.endswith("2.png"):
             seen.append(capsys.readouterr().out)
             raise KeyboardInterrupt
         return read_image(path)
 
-    monkeypatch.setattr(prediction, "read_image", read)
+    monkeypatch.setattr(sources, "read_image", read)
     assert run("predict", images, "--checkpoint", weights, "--batch-size", 1, "--json") == 130
     captured = capsys.readouterr()
     rows = json.loads(seen[0] + captured.out)

@@ -21,7 +21,7 @@ def write(root: Path, *names: str) -> None:
 
 def walked(root: Path) -> tuple[list[str], dict[str, int]]:
     left_out = Counter[str]()
-    return walk(root, left_out), dict(left_out)
+    return list(walk(root, left_out)), dict(left_out)
 
 
 def test_hidden_entries(tmp_path: Path) -> None:
@@ -72,13 +72,13 @@ def test_a_folder_that_must_not_be_read(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(os, "scandir", refused)
     with pytest.raises(PermissionError):
-        walk(tmp_path, Counter())
+        list(walk(tmp_path, Counter()))
 
 
 def test_endings() -> None:
     left_out = Counter[str]()
     names = ["a.JPG", "b.jfif", "c.tif", "d.webp", "e.gif", "f.bmp", "g.txt", "h.TXT", "README", "i.heic.png"]
-    assert by_ending(names, image_endings(), left_out) == [*names[:6], "i.heic.png"]
+    assert list(by_ending(names, image_endings(), left_out)) == [*names[:6], "i.heic.png"]
     assert left_out == {".txt files": 2, "files without an ending": 1}
 
 

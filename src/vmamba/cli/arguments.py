@@ -55,11 +55,6 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show where an error happened")
 
 
-def add_images(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or quoted glob patterns")
-    add_max_pixels(parser)
-
-
 def add_max_pixels(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-pixels",

@@ -6,20 +6,21 @@ import argparse
 import dataclasses
 import functools
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
 from torch import Tensor, nn
 
 from vmamba.checkpoints.info import MAX_PIXELS, Preprocessing, info_of
-from vmamba.cli.arguments import add_device, add_images, add_json, add_output, device, fraction, positive
+from vmamba.cli.arguments import add_device, device, fraction, positive
 from vmamba.cli.exported import add_engine, exported_model
-from vmamba.cli.results import Failures, array_file, output_paths, printer, results_folder
-from vmamba.data.images import find_images, read_image
+from vmamba.cli.results import Listing, add_work, results_of
+from vmamba.data.decoding import DecodedImages
 from vmamba.data.masks import encode_mask
+from vmamba.data.sources import ImageRef
 from vmamba.frozen import freeze
-from vmamba.progress import progress_bar, remark
+from vmamba.results.names import OutputNames
 from vmamba.tasks.dense.pictures import draw_detections
 from vmamba.tasks.detection.checkpoint import load_detector
 from vmamba.tasks.detection.detections import Detections
@@ -31,7 +32,7 @@ from vmamba.tasks.protocol import RGB
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
 
-RESULTS = "detections.json"
+RESULTS = "detections.jsonl"
 
 EXAMPLES = """examples:
   vmamba detect photos --checkpoint runs/detection/weights/model.safetensors
@@ -40,7 +41,7 @@ EXAMPLES = """examples:
 
 def add_to(commands: Commands) -> None:
     parser = commands.add_parser("detect", help="detect objects in images: boxes and masks", epilog=EXAMPLES)
-    add_images(parser)
+    add_work(parser, "detections")
     parser.add_argument(
         "--checkpoint", type=Path, required=True, metavar="FILE", help="a detector, the authors' or ours"
     )
@@ -55,40 +56,59 @@ def add_to(commands: Commands) -> None:
         metavar="PIXELS",
         help="limit of the long side (default: the checkpoint's, or 1333)",
     )
-    add_output(parser, "detections")
     add_engine(parser)
     add_device(parser)
-    add_json(parser)
     parser.set_defaults(run=run)
 
 
+#: Columns of a row.
+COLUMNS = {
+    "image": "string",
+    "width": "int32",
+    "height": "int32",
+    "detections": [
+        {
+            "category": "string",
+            "category_index": "int32",
+            "bbox": ["float32"],
+            "score": "float32",
+            "segmentation": {"size": ["int32"], "counts": "string"},
+        }
+    ],
+    "picture": "string",
+    "error": "string",
+}
+
+
 def run(options: argparse.Namespace) -> int:
-    images = find_images(options.images)
-    outputs = output_paths(images, options.output, (".png",), (RESULTS,), options.checkpoint)
+    listing = Listing(options)
     exported = exported_model(options, "detection")
     model = ExportedDetector(exported) if exported else freeze(_detector(options))
     classes, settings = info_of(model).class_names, _settings(model, options)
     check_sizes(settings.image_size or settings.max_size or MIN_SIZE, settings.max_size or MAX_PIXELS)
-    failures = Failures()
-    with ExitStack() as stack:
-        stack.enter_context(results_folder(options.output))
-        save = stack.enter_context(array_file(options.output / RESULTS))
-        show = stack.enter_context(printer(options.json, written=True))
-        bar = stack.enter_context(progress_bar("images"))
-        for path in bar.track(images, description="detecting"):
-            with failures.of(path):
-                image = read_image(path, max_pixels=options.max_pixels)
+    with results_of(options, listing, COLUMNS, rows=RESULTS, endings=(".png",)) as results:
+        images = DecodedImages(results.images, workers=listing.workers, max_pixels=options.max_pixels)
+        for ref, image in images.decoded(results.fail):
+            with results.of(ref):
                 detections = detect(model, image, settings, score_threshold=options.score)
-                masks = functools.partial(detections.image_masks, (image.height, image.width))
-                records = _records(path, detections, masks(), classes)
-                (picture,) = outputs[path]
-                draw_detections(picture, image, detections, masks(), classes)
-                for record in records:
-                    save(record)
-                show(records, [f"{path} → {picture}", *map(_line, records)])
-    if not options.json:
-        remark(f"wrote pictures and {RESULTS} (COCO's results format) to {options.output}")
-    return failures.finish()
+                results.add(*_row(ref, image, detections, classes, results.names))
+    return results.finish(images.waited)
+
+
+def _row(
+    ref: ImageRef, image: Image.Image, detections: Detections, classes: tuple[str, ...], names: OutputNames | None
+) -> tuple[dict[str, Any], list[str]]:
+    """A row, and lines for people; the picture is drawn where there is a folder for it."""
+    masks = functools.partial(detections.image_masks, (image.height, image.width))
+    records = _records(detections, masks(), classes)
+    row = {"image": ref.name, "width": image.width, "height": image.height, "detections": records}
+    head = ref.name
+    if names is not None:
+        (picture,) = names.claim(ref.below)
+        draw_detections(picture, image, detections, masks(), classes)
+        row["picture"] = str(picture)
+        head = f"{ref.name} → {picture}"
+    return row, [head, *map(_line, records)]
 
 
 def _detector(options: argparse.Namespace) -> MaskRCNN:
@@ -105,15 +125,12 @@ def _settings(model: nn.Module, options: argparse.Namespace) -> Preprocessing:
     return dataclasses.replace(settings, image_size=image_size, max_size=max_size)
 
 
-def _records(
-    path: Path, detections: Detections, masks: Iterator[Tensor], classes: tuple[str, ...]
-) -> list[dict[str, Any]]:
-    """COCO's results, with file and class names in place of ids."""
+def _records(detections: Detections, masks: Iterator[Tensor], classes: tuple[str, ...]) -> list[dict[str, Any]]:
+    """COCO's results, with class names in place of ids."""
     numbers = (detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist())
     objects = zip(*numbers, masks, strict=True)
     return [
         {
-            "image": str(path),
             "category": classes[label],
             "category_index": label,
             "bbox": [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from rich.table import Table
 
-from vmamba.cli.results import print_json
+from vmamba.cli.printing import print_json
 from vmamba.ops.backends import BACKENDS, select, unavailable
 from vmamba.terminal import console
 

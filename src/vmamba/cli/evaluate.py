@@ -13,7 +13,7 @@ from torch import nn
 
 from vmamba.checkpoints.info import read_info
 from vmamba.cli.arguments import add_device, add_json, add_output, device, positive
-from vmamba.cli.results import print_json
+from vmamba.cli.printing import print_json
 from vmamba.errors import OptionError
 from vmamba.files import atomic_write, require_file
 from vmamba.frozen import freeze

@@ -9,7 +9,7 @@ import torch
 from rich.table import Table
 
 from vmamba.cli.arguments import add_json
-from vmamba.cli.results import print_json
+from vmamba.cli.printing import print_json
 from vmamba.model.backbone import VMamba
 from vmamba.model.variants import VARIANTS
 from vmamba.terminal import console

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import Tensor
 
 from vmamba.checkpoints.info import info_of
-from vmamba.cli.arguments import add_device, add_images, add_json, device, positive
+from vmamba.cli.arguments import add_device, device, positive
 from vmamba.cli.exported import add_engine, exported_model
-from vmamba.cli.results import Failures, printer
-from vmamba.data.images import find_images
+from vmamba.cli.results import Listing, Results, add_work, results_of
+from vmamba.data.decoding import DecodedBatches
 from vmamba.errors import CheckpointError, OptionError
 from vmamba.frozen import freeze
 from vmamba.model.backbone import VMamba
-from vmamba.progress import progress_bar
-from vmamba.tasks.classification.prediction import Prediction, class_names, eval_transform, predict
+from vmamba.tasks.classification.prediction import Prediction, Transform, class_names, classify, eval_transform
 from vmamba.zoo import create_model, model_from_checkpoint
 
 if TYPE_CHECKING:
@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 
 EXAMPLES = """examples:
   vmamba predict photos --checkpoint runs/finetune/weights/model.safetensors
-  vmamba predict 'photos/*.jpg' --model vmamba_tiny_s1l8 --pretrained --topk 1 --json"""
+  vmamba predict 'photos/*.jpg' --model vmamba_tiny_s1l8 --pretrained --topk 1 --json
+  vmamba predict 'shards/*.tar' --checkpoint model.safetensors --output results.parquet --resume
+  find / -name '*.jpg' | vmamba predict - --checkpoint model.safetensors --output results.jsonl --shard 0/8"""
 
 
 def add_to(commands: Commands) -> None:
     parser = commands.add_parser("predict", help="classify images", epilog=EXAMPLES)
-    add_images(parser)
+    add_work(parser, None)
     parser.add_argument("--model", metavar="NAME", help="default: what the checkpoint says or looks like")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights, the authors' or ours")
@@ -46,33 +48,46 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="default 16")
     add_engine(parser)
     add_device(parser)
-    add_json(parser)
     parser.set_defaults(run=run)
 
 
+#: Columns of a row.
+COLUMNS = {
+    "image": "string",
+    "predictions": [{"index": "int32", "label": "string", "probability": "float32"}],
+    "error": "string",
+}
+
+
 def run(options: argparse.Namespace) -> int:
-    paths = find_images(options.images)
+    listing = Listing(options)
     model: Any = exported_model(options, "classification")
     target = torch.device("cpu") if model else device(options.device)
-    model = model or freeze(_classifier(options).to(target))
+    model = model or freeze(classifier(options).to(target))
     names = class_names(model.num_classes, options.labels, info_of(model).class_names)
-    failures = Failures()
-    with printer(options.json, written=False) as show:
-        for prediction in predict(
-            model,
-            _with_progress(paths),
-            transform=eval_transform(model, options.image_size),
-            topk=options.topk,
-            batch_size=options.batch_size,
-            device=target,
-            max_pixels=options.max_pixels,
-            on_error=failures.add,
-        ):
-            show([_record(prediction, names)], _lines(prediction, names))
-    return failures.finish()
+    with results_of(options, listing, COLUMNS, rows="predictions.jsonl") as results:
+        batches = decoded(options, listing, results, eval_transform(model, options.image_size))
+        for prediction in classify(model, batches, topk=options.topk, device=target, on_error=results.fail):
+            results.add(_record(prediction, names), _lines(prediction, names))
+    return results.finish(batches.waited)
 
 
-def _classifier(options: argparse.Namespace) -> VMamba:
+def decoded(
+    options: argparse.Namespace, listing: Listing, results: Results, transform: Transform
+) -> DecodedBatches[Tensor]:
+    """Batches of the images that are to do."""
+    return DecodedBatches(
+        results.images,
+        transform,
+        torch.stack,
+        batch_size=options.batch_size,
+        workers=listing.workers,
+        max_pixels=options.max_pixels,
+    )
+
+
+def classifier(options: argparse.Namespace) -> VMamba:
+    """The model that the options name."""
     if options.pretrained:
         if options.model is None:
             raise OptionError("--pretrained needs --model NAME; 'vmamba models' lists them")
@@ -83,18 +98,12 @@ def _classifier(options: argparse.Namespace) -> VMamba:
     return model
 
 
-def _with_progress(paths: list[Path]) -> Iterator[Path]:
-    """The paths, with a bar on the terminal while they are used up."""
-    with progress_bar("images") as bar:
-        yield from bar.track(paths, description="predicting")
-
-
 def _record(prediction: Prediction, names: Sequence[str]) -> dict[str, Any]:
     classes = zip(prediction.classes, prediction.probabilities, strict=True)
     ranked = [{"index": i, "label": names[i], "probability": p} for i, p in classes]
-    return {"image": str(prediction.path), "predictions": ranked}
+    return {"image": prediction.image, "predictions": ranked}
 
 
 def _lines(prediction: Prediction, names: Sequence[str]) -> list[str]:
     ranked = zip(prediction.probabilities, prediction.classes, strict=True)
-    return [str(prediction.path), *(f"{p:7.1%}  {names[i]}" for p, i in ranked)]
+    return [prediction.image, *(f"{p:7.1%}  {names[i]}" for p, i in ranked)]

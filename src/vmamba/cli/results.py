@@ -1,179 +1,296 @@
-"""Results of `predict`, `detect` and `segment`: given out as they come, with the images that failed at the end."""
+"""What `predict`, `detect`, `segment` and `embed` have in common: which images, and where their results go."""
 
 from __future__ import annotations
 
-import errno
-import io
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+import argparse
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from rich.progress import Progress
+
 from vmamba.checkpoints.info import info_path
-from vmamba.cli.explanation import explain
-from vmamba.errors import VMambaError
-from vmamba.files import atomic_write, lock, refuse_overwriting, remove_leftovers, unique_output_names
-from vmamba.progress import is_quiet
-from vmamba.terminal import escaped_json, printable
+from vmamba.cli.arguments import add_json, add_max_pixels
+from vmamba.cli.failures import Failures
+from vmamba.cli.printing import printer
+from vmamba.data.decoding import WORKERS
+from vmamba.data.sources import STDIN, ImageRef, Shard, list_images
+from vmamba.errors import OptionError
+from vmamba.files import lock, refuse_overwriting, remove_leftovers
+from vmamba.progress import progress_bar, remark
+from vmamba.results.jsonl import JsonLines, Row
+from vmamba.results.names import OutputNames
+from vmamba.results.seen import Seen
 
-Add = Callable[[Any], None]
+#: Images that are listed before the first is read, for the time left; fewer than `FEW` are decoded without processes.
+AHEAD, FEW = 10_000, 32
+#: Failures listed at the end where they are in the output, too.
+LISTED = 100
 
-#: Errors of writing that the next image would meet, too.
-_HOPELESS = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EPIPE, errno.EACCES, errno.EPERM}
+
+def add_work(parser: argparse.ArgumentParser, output: str | None) -> None:
+    """Add the options of every command that works through images.
+
+    Args:
+        parser: Of the command.
+        output: Default of ``--output``.
+    """
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="SOURCE",
+        help="image files, folders, quoted glob patterns, tar archives (WebDataset shards), lists .txt of files, or -",
+    )
+    add_max_pixels(parser)
+    default = f"default: {output}" if output else "default: print them"
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=output and Path(output),
+        metavar="PATH",
+        help=f"results.jsonl, results.parquet (a folder of parts) or a folder; {default}",
+    )
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true", help="go on with the results that are in --output")
+    existing.add_argument("--overwrite", action="store_true", help="replace the results that are in --output")
+    parser.add_argument("--shard", default="0/1", metavar="I/N", help="part I of N of the images, from 0")
+    parser.add_argument(
+        "--workers", type=_count, default=WORKERS, metavar="N", help=f"decoding processes (default {WORKERS})"
+    )
+    add_json(parser)
 
 
-class Failures:
-    """The images that failed. One image ends nothing else."""
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError
+    return int(text)
 
-    def __init__(self) -> None:
-        self._lines: list[str] = []
-        self._bug: Exception | None = None
 
-    def __len__(self) -> int:
-        return len(self._lines)
+class Listing:
+    """The images of a command, listed ahead as far as it is cheap.
 
-    def add(self, path: Path, error: Exception) -> None:
-        """Remember an image that failed.
+    Attributes:
+        images: All of them.
+        total: Their number, where it is known.
+        workers: Decoding processes that they are worth.
+
+    Args:
+        options: See `add_work`.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        images = list_images(options.images, Shard.parse(options.shard))
+        ahead: list[ImageRef] = []
+        self.total: int | None = None
+        if STDIN not in options.images:
+            for image in islice(images, AHEAD):
+                ahead.append(image)
+                if image.content is not None:
+                    break
+            else:
+                self.total = len(ahead) if len(ahead) < AHEAD else None
+        self.images: Iterator[ImageRef] = chain(ahead, images)
+        self.workers = 0 if self.total is not None and self.total < FEW else options.workers
+
+
+class Results:
+    """Results of images as they come: printed, written, or both.
+
+    Attributes:
+        images: Those to do: each once, none that is done.
+        names: Names of further files of an image; None where rows are all.
+        bar: Of progress.
+
+    Args:
+        listing: The images.
+        path: Of the rows; None to print only.
+        names: See above.
+        bar: See above.
+        show: Prints an image's records or lines.
+        as_json: It prints records, among which nothing else may be printed.
+    """
+
+    def __init__(
+        self,
+        listing: Listing,
+        path: Path | None,
+        names: OutputNames | None,
+        bar: Progress,
+        show: Callable[[Sequence[Any], Sequence[str]], None],
+        as_json: bool,
+    ) -> None:
+        self.path, self.names, self.bar, self._show, self._as_json = path, names, bar, show, as_json
+        self.rows: Any = None
+        self.images = self._remaining(listing)
+        self._seen, self._done, self._earlier = Seen(), 0, 0
+        self._failures = Failures(LISTED if path else None)
+        self._total, self._task = listing.total, bar.add_task("images", total=listing.total)
+        self._start = time.perf_counter()
+
+    def restore(self, row: Row) -> None:
+        """Take a row of an earlier call for done."""
+        self._seen.add(row["image"])
+        self._earlier += 1
+        if row.get("error"):
+            self._failures.note(row["image"], row["error"])
+        elif self.names is not None and row.get("picture"):
+            self.names.restore(row["picture"])
+
+    def _remaining(self, listing: Listing) -> Iterator[ImageRef]:
+        inside = _inside(self.names.folder) if self.names else None
+        for image in listing.images:
+            if inside is not None and inside(os.path.dirname(image.path)):
+                assert self.names is not None
+                raise OptionError(
+                    f"{image.name} lies in the folder of the results, and would be written over an input; "
+                    f"choose another --output than {self.names.folder}"
+                )
+            if self._seen.add(image.name):
+                yield image
+            elif self._total is not None:
+                self._total -= 1
+                self.bar.update(self._task, total=self._total)
+
+    def add(self, row: Row, lines: Sequence[str]) -> None:
+        """Give out the results of an image: the row, or lines for people."""
+        if self.rows is not None:
+            self.rows.add(row)
+        self._show([row], lines)
+        self._advance()
+
+    def fail(self, image: str, error: Exception) -> None:
+        """Note an image that failed.
 
         Raises:
             OSError: The error itself, where the next image would meet it too: a full disk.
         """
-        if isinstance(error, OSError) and error.errno in _HOPELESS and not isinstance(error, VMambaError):
-            raise error
-        reason = explain(error)
-        if reason is None:
-            reason = f"{type(error).__name__}: {error}"
-            self._bug = self._bug or error
-        self._lines.append(reason if str(path) in reason else f"{path}: {reason}")
+        reason = self._failures.add(image, error)
+        if self.rows is not None:
+            self.rows.add({"image": image, "error": reason})
+        self._advance()
 
     @contextmanager
-    def of(self, path: Path) -> Iterator[None]:
-        """Remember an error of the ``with`` block instead of raising it; see `add`."""
+    def of(self, image: ImageRef) -> Iterator[None]:
+        """Note an error of the ``with`` block instead of raising it."""
         try:
             yield
         except Exception as error:
-            self.add(path, error)
+            self.fail(image.name, error)
 
-    def finish(self) -> int:
-        """List the failures on the error stream.
+    def _advance(self) -> None:
+        self._done += 1
+        self.bar.advance(self._task)
 
-        Returns:
-            Exit status: 0, or 1 if there was one.
+    def finish(self, waited: float = 0.0) -> int:
+        """Say what was done, and list the failures; returns the exit status.
 
-        Raises:
-            Exception: The first error that was not the image's fault but a bug, after all are listed.
+        Args:
+            waited: Seconds in which the model waited for images.
         """
-        for line in self._lines:
-            print(f"vmamba: failed: {printable(line)}", file=sys.stderr)
-        if self._bug is not None:
-            raise self._bug
-        return 1 if self._lines else 0
+        if self.path is not None and not self._as_json:
+            seconds = max(time.perf_counter() - self._start, 1e-9)
+            earlier = f", {self._earlier:,} before" if self._earlier else ""
+            remark(
+                f"{self._done:,} images{earlier}, {self._done / seconds:,.3g} a second, {waited / seconds:.0%} of the "
+                f"time waiting for images; results in {self.path}"
+            )
+        return self._failures.finish(str(self.path))
 
 
-def output_paths(
-    images: Sequence[Path], folder: Path, endings: Sequence[str], others: Sequence[str], checkpoint: Path
-) -> dict[Path, list[Path]]:
-    """Paths of the results of each image: unique over the call, none of them an input.
+@contextmanager
+def results_of(
+    options: argparse.Namespace,
+    listing: Listing,
+    columns: Mapping[str, Any],
+    *,
+    rows: str,
+    endings: Sequence[str] = (),
+    others: Sequence[str] = (),
+) -> Iterator[Results]:
+    """Open the output of a command; rows that are given out are kept when an interruption ends the ``with`` block.
 
     Args:
-        images: The inputs.
-        folder: Of the results.
-        endings: Of each result of an image, appended to its stem: ``(".png", "_labels.png")``.
-        others: Names of further files in the folder.
-        checkpoint: Another input.
+        options: See `add_work`.
+        listing: The images.
+        columns: Of a row; see `vmamba.results.parquet.ParquetParts`.
+        rows: Name of the rows in a folder.
+        endings: Of the files of an image in a folder.
+        others: Names of further files in a folder.
 
     Raises:
-        OptionError: If a result would be written over an input.
+        OptionError: If there are results already, another command writes them, or an input would be written over.
     """
-    stems = unique_output_names(images, endings)
-    paths = {image: [folder / f"{stems[image]}{ending}" for ending in endings] for image in images}
-    outputs = [path for group in paths.values() for path in group] + [folder / name for name in others]
-    refuse_overwriting(outputs, [*images, checkpoint, info_path(checkpoint)])
-    return paths
+    output: Path | None = options.output
+    if output is None and (options.resume or options.overwrite):
+        raise OptionError("--resume and --overwrite need --output")
+    in_folder = output is not None and output.suffix not in (".jsonl", ".parquet", ".npy")
+    path = output / rows if output is not None and in_folder else output
+    with ExitStack() as stack:
+        if path is not None:
+            files = [path, *(path.parent / name for name in others if in_folder)]
+            _refuse(options, files)
+            if in_folder:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            message = f"another command is writing its results into {output}; wait for it, or choose another --output"
+            stack.enter_context(lock(path.with_name(f".{path.name}.lock"), message))
+            _make_room(path, options)
+            if in_folder:
+                remove_leftovers(path.parent, recursive=False)
+        show = stack.enter_context(printer(options.json, written=path is not None, shown=path is None or in_folder))
+        bar = stack.enter_context(progress_bar("images"))
+        names = OutputNames(path.parent, endings) if path is not None and in_folder else None
+        results = Results(listing, path, names, bar, show, options.json)
+        if path is not None:
+            results.rows = _open(path, columns, results)
+            stack.callback(results.rows.close)
+        yield results
 
 
-@contextmanager
-def results_folder(folder: Path) -> Iterator[None]:
-    """Have a folder for results to oneself, cleared of what a killed command left.
-
-    Raises:
-        OptionError: If another command writes into it now.
-    """
-    message = f"another command is writing its results into {folder}; wait for it, or choose another --output folder"
-    with lock(folder / ".results.lock", message):
-        remove_leftovers(folder, recursive=False)
-        yield
+def _refuse(options: argparse.Namespace, files: Sequence[Path]) -> None:
+    inputs = [Path(source) for source in options.images if os.path.isfile(source)]
+    for given in (options.checkpoint, getattr(options, "labels", None)):
+        inputs += [given, info_path(given)] if given is not None else []
+    refuse_overwriting(files, inputs)
 
 
-def print_json(value: Any, before: str = "") -> None:
-    """Print a value as one line of JSON."""
-    utf8 = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
-    print(before + escaped_json(value, ascii_only=not utf8), flush=True)
+def _make_room(path: Path, options: argparse.Namespace) -> None:
+    if options.resume or not path.exists():
+        return
+    if not options.overwrite:
+        raise OptionError(f"{path} exists: --resume goes on with it, --overwrite replaces it")
+    if path.is_dir():
+        for part in (*path.glob("part-*.parquet"), *path.glob("_journal.jsonl")):
+            part.unlink()
+    else:
+        path.unlink()
+        if path.suffix == ".npy":
+            path.with_suffix(".jsonl").unlink(missing_ok=True)
 
 
-@contextmanager
-def printer(as_json: bool, *, written: bool) -> Iterator[Callable[[Sequence[Any], Sequence[str]], None]]:
-    """A function that prints the results of one image at once.
+def _open(path: Path, columns: Mapping[str, Any], results: Results) -> Any:
+    if path.suffix == ".parquet":
+        from vmamba.results.parquet import ParquetParts
 
-    It takes records, the entries of a JSON array, and lines for people, and prints one or the other.
+        return ParquetParts(path, columns, results.restore)
+    if path.suffix == ".npy":
+        from vmamba.results.vectors import Vectors
 
-    Args:
-        as_json: Print the records.
-        written: The results are written to files, too: nobody who wants it quiet needs the lines.
-    """
-    with printed_array() if as_json else nullcontext() as add:
-
-        def show(records: Sequence[Any], lines: Sequence[str]) -> None:
-            if add is not None:
-                for record in records:
-                    add(record)
-            elif not (written and is_quiet()):
-                print("\n".join(map(printable, lines)), flush=True)
-
-        yield show
+        return Vectors(path, "embedding", results.restore)
+    return JsonLines(path, results.restore)
 
 
-@contextmanager
-def printed_array() -> Iterator[Add]:
-    """Print a JSON array entry by entry; it is whole even after an interruption."""
-    count = 0
+def _inside(folder: Path) -> Callable[[str], bool]:
+    """A function that tells whether a folder is this one or lies in it, under whatever name."""
+    top = os.path.realpath(folder).casefold()
 
-    def add(value: Any) -> None:
-        nonlocal count
-        print_json(value, before="," if count else "[")
-        count += 1
+    @lru_cache(maxsize=1024)
+    def inside(other: str) -> bool:
+        real = os.path.realpath(other).casefold()
+        return real == top or real.startswith(top + os.sep)
 
-    try:
-        yield add
-    finally:
-        print("]" if count else "[]", flush=True)
-
-
-@contextmanager
-def array_file(path: Path) -> Iterator[Add]:
-    """Write a JSON array entry by entry to a file that appears when the ``with`` block ends, by an interruption too."""
-    interruption: BaseException | None = None
-    with atomic_write(path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="\n", write_through=True)
-        count = 0
-
-        def add(value: Any) -> None:
-            nonlocal count
-            text.write(("," if count else "[") + escaped_json(value) + "\n")
-            count += 1
-
-        try:
-            yield add
-        except BaseException as error:
-            interruption = error
-        text.write("]\n" if count else "[]\n")
-        text.detach()
-    if interruption is not None:
-        raise interruption
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as a JSON file."""
-    with atomic_write(path) as file:
-        file.write((escaped_json(value) + "\n").encode())
+    return inside

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import dataclasses
-from contextlib import ExitStack
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,14 @@ from PIL import Image
 from torch import nn
 
 from vmamba.checkpoints.info import info_of
-from vmamba.cli.arguments import add_device, add_images, add_json, add_output, device, positive
+from vmamba.cli.arguments import add_device, device, positive
 from vmamba.cli.exported import add_engine, exported_model
-from vmamba.cli.results import Failures, array_file, output_paths, printer, results_folder
-from vmamba.data.images import find_images, read_image
+from vmamba.cli.results import Listing, add_work, results_of
+from vmamba.data.decoding import DecodedImages
+from vmamba.data.sources import ImageRef
 from vmamba.files import atomic_write
 from vmamba.frozen import freeze
-from vmamba.progress import progress_bar, remark
+from vmamba.results.names import OutputNames
 from vmamba.tasks.dense.pictures import class_fractions, draw_segmentation
 from vmamba.tasks.protocol import RGB
 from vmamba.tasks.segmentation.checkpoint import load_segmenter
@@ -29,7 +31,7 @@ from vmamba.terminal import printable
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
 
-RESULTS, CLASSES = "segments.json", "classes.txt"
+RESULTS, CLASSES = "segments.jsonl", "classes.txt"
 #: Classes listed for an image.
 LISTED = 5
 
@@ -40,7 +42,7 @@ EXAMPLES = """examples:
 
 def add_to(commands: Commands) -> None:
     parser = commands.add_parser("segment", help="find the class of every pixel", epilog=EXAMPLES)
-    add_images(parser)
+    add_work(parser, "segments")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="a segmenter, authors' or ours")
     parser.add_argument("--model", metavar="NAME", help="its backbone (default: the checkpoint's)")
     parser.add_argument(
@@ -50,47 +52,64 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--window", type=positive, metavar="PIXELS", help="slide square windows over the image")
     parser.add_argument("--stride", type=positive, metavar="PIXELS", help="from window to window (default two thirds)")
     parser.add_argument("--multi-scale", action="store_true", help="average six scales of each image, and its mirror")
-    add_output(parser, "segments")
     add_engine(parser)
     add_device(parser)
-    add_json(parser)
     parser.set_defaults(run=run)
 
 
+#: Columns of a row.
+COLUMNS = {
+    "image": "string",
+    "fractions": [{"category": "string", "fraction": "float32"}],
+    "picture": "string",
+    "labels": "string",
+    "labels_png": "string",
+    "error": "string",
+}
+
+
 def run(options: argparse.Namespace) -> int:
-    images = find_images(options.images)
-    outputs = output_paths(images, options.output, (".png", "_labels.png"), (RESULTS, CLASSES), options.checkpoint)
+    listing = Listing(options)
     model: Any = exported_model(options, "segmentation")
     target = torch.device("cpu") if model else device(options.device)
     model = model or freeze(load_segmenter(options.checkpoint, options.model, backbone_options=RGB).to(target))
     classes, inference = info_of(model).class_names, _inference(model, options)
-    failures = Failures()
-    with ExitStack() as stack:
-        stack.enter_context(results_folder(options.output))
-        with atomic_write(options.output / CLASSES) as file:
-            file.write("".join(f"{printable(name)}\n" for name in classes).encode())
-        save = stack.enter_context(array_file(options.output / RESULTS))
-        show = stack.enter_context(printer(options.json, written=True))
-        bar = stack.enter_context(progress_bar("windows"))
-        task = bar.add_task("segmenting", total=None)
-        for number, path in enumerate(images, start=1):
-            with failures.of(path):
-                image = read_image(path, max_pixels=options.max_pixels)
+    with results_of(
+        options, listing, COLUMNS, rows=RESULTS, endings=(".png", "_labels.png"), others=(CLASSES,)
+    ) as results:
+        if results.names is not None:
+            with atomic_write(options.output / CLASSES) as file:
+                file.write("".join(f"{printable(name)}\n" for name in classes).encode())
+        task = results.bar.add_task("windows", total=None, unit="windows", visible=False)
+        images = DecodedImages(results.images, workers=listing.workers, max_pixels=options.max_pixels)
+        for ref, image in images.decoded(results.fail):
+            with results.of(ref):
                 windows = inference.windows((image.height, image.width))
-                bar.reset(task, total=windows, description=f"image {number} of {len(images)}")
-                labels = segment(model, as_tensor(image).to(target), inference, on_window=lambda: bar.advance(task))
-                picture, label_map = outputs[path]
-                with atomic_write(label_map) as file:
-                    Image.fromarray(labels.numpy()).save(file, format="PNG")
-                draw_segmentation(picture, image, labels, classes)
-                record = _record(path, label_map, labels, classes)
-                save(record)
-                show([record], [f"{path} → {picture}", *_lines(record)])
-    if not options.json:
-        remark(
-            f"wrote pictures, label maps (the value is the line of {CLASSES}, from 0) and {RESULTS} to {options.output}"
-        )
-    return failures.finish()
+                results.bar.reset(task, total=windows, visible=windows > 1)
+                labels = segment(
+                    model, as_tensor(image).to(target), inference, on_window=lambda: results.bar.advance(task)
+                )
+                results.add(*_row(ref, image, labels, classes, results.names))
+    return results.finish(images.waited)
+
+
+def _row(
+    ref: ImageRef, image: Image.Image, labels: torch.Tensor, classes: tuple[str, ...], names: OutputNames | None
+) -> tuple[dict[str, Any], list[str]]:
+    """A row, and lines for people; the label map lies beside the picture, or in the row where there are rows only."""
+    fractions = [{"category": classes[index], "fraction": value} for index, value in class_fractions(labels)]
+    lines = [f"{entry['fraction']:7.1%}  {entry['category']}" for entry in fractions[:LISTED]]
+    if names is None:
+        content = io.BytesIO()
+        Image.fromarray(labels.numpy()).save(content, format="PNG")
+        encoded = base64.b64encode(content.getvalue()).decode()
+        return {"image": ref.name, "fractions": fractions, "labels_png": encoded}, [ref.name, *lines]
+    picture, label_map = names.claim(ref.below)
+    with atomic_write(label_map) as file:
+        Image.fromarray(labels.numpy()).save(file, format="PNG")
+    draw_segmentation(picture, image, labels, classes)
+    row = {"image": ref.name, "fractions": fractions, "picture": str(picture), "labels": str(label_map)}
+    return row, [f"{ref.name} → {picture}", *lines]
 
 
 def _inference(model: nn.Module, options: argparse.Namespace) -> Inference:
@@ -107,13 +126,3 @@ def _inference(model: nn.Module, options: argparse.Namespace) -> Inference:
         scales=SCALES if options.multi_scale else (1.0,),
         flip=options.multi_scale,
     )
-
-
-def _record(path: Path, label_map: Path, labels: torch.Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
-    """The image, its label map, and the fraction of each class of its area, largest first."""
-    fractions = {classes[index]: fraction for index, fraction in class_fractions(labels)}
-    return {"image": str(path), "labels": str(label_map), "shares": fractions}
-
-
-def _lines(record: dict[str, Any]) -> list[str]:
-    return [f"{fraction:7.1%}  {name}" for name, fraction in list(record["shares"].items())[:LISTED]]

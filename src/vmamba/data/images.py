@@ -67,26 +67,42 @@ def find_images(sources: Sequence[str | Path]) -> list[Path]:
         ImageError: For a missing file, a folder without images, a pattern that matches no image.
         OSError: If a folder cannot be read.
     """
-    return list(dict.fromkeys(path for source in sources for path in _expand(str(source))))
+    return list(dict.fromkeys(Path(name) for source in sources for name in expand(str(source), image_endings())))
 
 
-def _expand(source: str) -> list[Path]:
-    ignored = Counter[str]()
+def expand(source: str, endings: frozenset[str]) -> Iterator[str]:
+    """The files that a file, folder or glob pattern means, one by one; see `find_images`.
+
+    Args:
+        source: The file, folder or pattern.
+        endings: Of the files in a folder and of a pattern's matches.
+
+    Raises:
+        ImageError: If there are none.
+        OSError: If a folder cannot be read.
+    """
+    ignored, empty = Counter[str](), True
     if os.path.isdir(source):
-        names = by_ending(walk(source, ignored), image_endings(), ignored)
-        if not names:
+        for name in by_ending(walk(source, ignored), endings, ignored):
+            empty = False
+            yield str(Path(source, name))
+        if empty:
             raise ImageError(f"no images in the folder {source}: name a folder that holds .jpg, .png or other images")
-        return [Path(source, name) for name in names]
-    if os.path.lexists(source):
-        return [Path(source)]
-    if not glob.has_magic(source):
+    elif os.path.lexists(source):
+        yield source
+    elif not glob.has_magic(source):
         raise ImageError(f"no such file or folder: {source}; check the spelling and the current folder {os.getcwd()}")
-    matches = sorted(glob.glob(source, recursive=True))
-    names = [name for name in by_ending(matches, image_endings(), ignored) if os.path.isfile(name)]
-    if not names:
-        what = "names no image among its matches" if matches else "matches nothing"
-        raise ImageError(f"the pattern {source} {what}: check it, or give the folder itself to search all its levels")
-    return [Path(name) for name in names]
+    else:
+        matches = sorted(glob.glob(source, recursive=True))
+        for name in by_ending(matches, endings, ignored):
+            if os.path.isfile(name):
+                empty = False
+                yield name
+        if empty:
+            what = "names no image among its matches" if matches else "matches nothing"
+            raise ImageError(
+                f"the pattern {source} {what}: check it, or give the folder itself to search all its levels"
+            )
 
 
 def read_image(

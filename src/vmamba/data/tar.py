@@ -6,6 +6,8 @@ import io
 import os
 import tarfile
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import IO, NamedTuple
 
 from typing_extensions import Self
@@ -51,19 +53,36 @@ def list_tar(path: str, left_out: Counter[str]) -> dict[str, Place]:
         DataError: If it is compressed, damaged, or no tar file.
     """
     files: dict[str, Place] = {}
+    for name, place in iter_tar(path, left_out, files):
+        files[name] = place
+    own = os.path.splitext(os.path.basename(path))[0] + "/"
+    if files and all(name.startswith(own) for name in files):
+        files = {name.removeprefix(own): place for name, place in files.items()}
+    return files
+
+
+def iter_tar(
+    path: str, left_out: Counter[str], earlier: Mapping[str, Place] = MappingProxyType({})
+) -> Iterator[tuple[str, Place]]:
+    """The files in an archive, one by one as they are read; see `list_tar`.
+
+    Args:
+        path: The archive.
+        left_out: Gets the number of entries left out for each reason.
+        earlier: Files that hard links are resolved by; a link to any other is left out.
+
+    Raises:
+        DataError: If it is compressed, damaged, or no tar file.
+    """
     try:
         require_file(path)
         with open(path, "rb") as file:
-            _list(file, 0, os.path.getsize(path), "", files, left_out)
+            yield from _members(file, 0, os.path.getsize(path), "", left_out, earlier)
     except OSError as error:
         raise DataError(f"{path}: cannot read the tar file: {system_reason(error)}") from None
     except Exception as error:  # tarfile raises nearly anything on a broken file
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path}: cannot read the tar file; is it damaged or compressed? ({reason})") from None
-    own = os.path.splitext(os.path.basename(path))[0] + "/"
-    if files and all(name.startswith(own) for name in files):
-        files = {name.removeprefix(own): place for name, place in files.items()}
-    return files
 
 
 def open_member(path: str, place: Place) -> IO[bytes]:
@@ -77,10 +96,13 @@ def open_member(path: str, place: Place) -> IO[bytes]:
         return io.BytesIO(file.read(place.size))
 
 
-def _list(file: IO[bytes], start: int, size: int, folder: str, files: dict[str, Place], left_out: Counter[str]) -> None:
-    """Add the files of an archive that begins at `start` of the outermost one, below `folder`."""
+def _members(
+    file: IO[bytes], start: int, size: int, folder: str, left_out: Counter[str], earlier: Mapping[str, Place]
+) -> Iterator[tuple[str, Place]]:
+    """The files of an archive that begins at `start` of the outermost one, below `folder`."""
     with tarfile.open(fileobj=file, mode="r:", tarinfo=StrictTarInfo) as archive:
         for member in archive:
+            archive.members.clear()  # type: ignore[attr-defined]  # it keeps all that it has read
             if member.size < 0 or member.offset_data + member.size > size:
                 raise DataError("unexpected end of data")
             name = folder + "/".join(_parts(member.name))
@@ -88,16 +110,16 @@ def _list(file: IO[bytes], start: int, size: int, folder: str, files: dict[str, 
                 continue
             if any(map(is_hidden, _parts(member.name))):
                 left_out[HIDDEN] += 1
-            elif member.islnk() and (target := folder + "/".join(_parts(member.linkname))) in files:
-                files[name] = files[target]
+            elif member.islnk() and (target := folder + "/".join(_parts(member.linkname))) in earlier:
+                yield name, earlier[target]
             elif not member.isreg() or member.issparse():
                 left_out[_NO_FILE] += 1
             elif name.lower().endswith(".tar"):
                 inner = archive.extractfile(member)
                 assert inner is not None
-                _list(inner, start + member.offset_data, member.size, f"{name[:-4]}/", files, left_out)
+                yield from _members(inner, start + member.offset_data, member.size, f"{name[:-4]}/", left_out, earlier)
             else:
-                files[name] = Place(start + member.offset_data, member.size)
+                yield name, Place(start + member.offset_data, member.size)
 
 
 def _parts(name: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 # What systems and tools leave beside people's files, besides names that begin with a dot; in lower case.
@@ -25,11 +25,12 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM
 
 
-def walk(root: str | Path, left_out: Counter[str]) -> list[str]:
-    """The files below a folder, relative to it with ``/`` between the parts, sorted part by part.
+def walk(root: str | Path, left_out: Counter[str]) -> Iterator[str]:
+    """The files below a folder, relative to it with ``/`` between the parts, in the order of their parts.
 
     A link to a folder elsewhere is followed, each folder once. A link to a folder within `root`, or to one that
-    contains it, is not: that would give the same files twice, or those of another split.
+    contains it, is not: that would give the same files twice, or those of another split. One folder's entries are held
+    at a time, besides the numbers of the folders seen.
 
     Args:
         root: The folder; may itself be a link.
@@ -40,31 +41,36 @@ def walk(root: str | Path, left_out: Counter[str]) -> list[str]:
     """
     top = os.path.realpath(root)
     visited = {_identity(top)}
-    files: list[str] = []
-    pending = [""]
-    while pending:
-        folder = pending.pop()
-        with os.scandir(os.path.join(top, folder)) as entries:
-            for entry in entries:
-                name = f"{folder}{entry.name}"
-                if is_hidden(entry.name):
-                    left_out[HIDDEN] += 1
-                elif entry.is_dir():
-                    linked_back = entry.is_symlink() and _related(os.path.realpath(entry.path), top)
-                    identity = _identity(entry.path)
-                    if linked_back or identity in visited:
-                        left_out[LINKED_BACK] += 1
-                    else:
-                        visited.add(identity)
-                        pending.append(f"{name}/")
-                elif entry.is_file():
-                    files.append(name)
-                else:
-                    left_out[BROKEN_LINK if entry.is_symlink() and not os.path.exists(entry.path) else SPECIAL] += 1
-    return sorted(files, key=lambda name: name.split("/"))
+    stack = [("", _entries(top))]
+    while stack:
+        folder, entries = stack[-1]
+        entry = next(entries, None)
+        if entry is None:
+            stack.pop()
+            continue
+        name = f"{folder}{entry.name}"
+        if is_hidden(entry.name):
+            left_out[HIDDEN] += 1
+        elif entry.is_dir():
+            linked_back = entry.is_symlink() and _related(os.path.realpath(entry.path), top)
+            identity = _identity(entry.path)
+            if linked_back or identity in visited:
+                left_out[LINKED_BACK] += 1
+            else:
+                visited.add(identity)
+                stack.append((f"{name}/", _entries(entry.path)))
+        elif entry.is_file():
+            yield name
+        else:
+            left_out[BROKEN_LINK if entry.is_symlink() and not os.path.exists(entry.path) else SPECIAL] += 1
 
 
-def by_ending(names: Iterable[str], endings: frozenset[str], left_out: Counter[str]) -> list[str]:
+def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return iter(sorted(entries, key=lambda entry: entry.name))
+
+
+def by_ending(names: Iterable[str], endings: frozenset[str], left_out: Counter[str]) -> Iterator[str]:
     """Those of some file names with one of these endings, whatever their case.
 
     Args:
@@ -72,14 +78,12 @@ def by_ending(names: Iterable[str], endings: frozenset[str], left_out: Counter[s
         endings: ``.jpg`` …, in lower case.
         left_out: Gets the number of the others for each ending.
     """
-    chosen = []
     for name in names:
         ending = os.path.splitext(name)[1].lower()
         if ending in endings:
-            chosen.append(name)
+            yield name
         else:
             left_out[f"{ending} files" if ending else "files without an ending"] += 1
-    return chosen
 
 
 def _identity(path: str) -> tuple[int, int]:

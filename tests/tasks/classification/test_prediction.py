@@ -52,21 +52,23 @@ def test_unreadable_images_are_reported_and_the_others_done(colours: list[Path],
     paths = [colours[0], tmp_path / "broken.png", colours[2]]
     model, failures = MeanColour(), []
 
-    def on_error(path: Path, error: Exception) -> None:
+    def on_error(path: str, error: Exception) -> None:
         failures.append((path, error))
 
     predictions = list(predict(model, paths, transform=eval_transform(model, 32), on_error=on_error))
     assert [p.path for p in predictions] == [colours[0], colours[2]]
     ((path, error),) = failures
-    assert path == paths[1]
+    assert path == str(paths[1])
     assert isinstance(error, ImageError)
     with pytest.raises(ImageError, match=r"broken\.png"):
         list(predict(model, paths, transform=eval_transform(model, 32)))
 
 
 def test_impossible_numbers(colours: list[Path]) -> None:
-    with pytest.raises(ValueError, match="topk and batch_size must be at least 1, got 0 and 16"):
+    with pytest.raises(ValueError, match="topk must be at least 1, got 0"):
         list(predict(MeanColour(), colours, transform=eval_transform(MeanColour()), topk=0))
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        predict(MeanColour(), colours, transform=eval_transform(MeanColour()), batch_size=0)
 
 
 def test_transform_is_the_published_preprocessing() -> None:

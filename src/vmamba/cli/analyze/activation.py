@@ -14,7 +14,7 @@ from vmamba.analysis.images import load_image
 from vmamba.checkpoints.info import ModelInfo
 from vmamba.cli.analyze.arguments import add_image_size, add_model, model, output_files, position, report, token
 from vmamba.cli.arguments import add_max_pixels, add_output
-from vmamba.cli.results import write_json
+from vmamba.cli.printing import write_json
 from vmamba.progress import progress_bar
 from vmamba.tasks.classification.prediction import class_names
 from vmamba.terminal import printable

@@ -23,7 +23,7 @@ from vmamba.cli.analyze.arguments import (
     token,
 )
 from vmamba.cli.arguments import add_max_pixels, add_output
-from vmamba.cli.results import write_json
+from vmamba.cli.printing import write_json
 from vmamba.progress import progress_bar
 
 if TYPE_CHECKING:

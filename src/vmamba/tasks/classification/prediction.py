@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from PIL import Image
 from timm.data import ImageNetInfo, create_transform, resolve_data_config
 from torch import Tensor, nn
 
-from vmamba.data.images import read_image
+from vmamba.data.decoding import Batch, DecodedBatches
+from vmamba.data.sources import ImageRef
 from vmamba.errors import DataError, OptionError, system_reason
 from vmamba.files import require_file
 
@@ -29,14 +29,19 @@ class Prediction:
     """The most probable classes of one image, best first.
 
     Attributes:
-        path: The image.
+        image: Its name: the path, or ``ARCHIVE:MEMBER``.
         classes: Class indices.
         probabilities: Their probabilities.
     """
 
-    path: Path
+    image: str
     classes: tuple[int, ...]
     probabilities: tuple[float, ...]
+
+    @property
+    def path(self) -> Path:
+        """The image, where it is a file."""
+        return Path(self.image)
 
 
 def eval_transform(model: nn.Module, image_size: int | None = None) -> Transform:
@@ -65,8 +70,17 @@ def evaluation_transform(config: Mapping[str, Any]) -> Transform:
     Returns:
         PIL image (RGB) → float32 (3, S, S).
     """
-    transform: Transform = create_transform(**config)
-    return lambda image: transform(_middle(image))
+    return _EvaluationTransform(create_transform(**config))
+
+
+@dataclass(frozen=True)
+class _EvaluationTransform:
+    """A transform of the middle of an image; decoding processes are sent it."""
+
+    transform: Transform
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self.transform(_middle(image))
 
 
 def _middle(image: Image.Image) -> Image.Image:
@@ -90,7 +104,8 @@ def predict(
     batch_size: int = 16,
     device: torch.device | str = "cpu",
     max_pixels: int | None = None,
-    on_error: Callable[[Path, Exception], None] | None = None,
+    workers: int = 0,
+    on_error: Callable[[str, Exception], None] | None = None,
 ) -> Iterator[Prediction]:
     """Classify image files in batches, in order.
 
@@ -102,6 +117,7 @@ def predict(
         batch_size: Images per forward pass.
         device: Of the model.
         max_pixels: See `vmamba.data.images.read_image`.
+        workers: Decoding processes; 0 to decode in this one.
         on_error: Called with an image that failed and the reason; the others are done. Without it the error is raised.
 
     Yields:
@@ -111,32 +127,59 @@ def predict(
         ImageError: For an unreadable image, without `on_error`.
         OptionError: For a `topk` or `batch_size` below 1.
     """
-    if topk < 1 or batch_size < 1:
-        raise OptionError(f"topk and batch_size must be at least 1, got {topk} and {batch_size}")
+    images = (ImageRef(str(path), path.name, str(path)) for path in paths)
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "max_pixels": max_pixels}
+    batches = DecodedBatches(images, transform, torch.stack, **options)
+    return classify(model, batches, topk=topk, device=device, on_error=on_error)
+
+
+def classify(
+    model: nn.Module,
+    batches: Iterable[Batch[Tensor]],
+    *,
+    topk: int = 5,
+    device: torch.device | str = "cpu",
+    on_error: Callable[[str, Exception], None] | None = None,
+) -> Iterator[Prediction]:
+    """Classify decoded images (B, 3, S, S); see `predict`."""
+    if topk < 1:
+        raise OptionError(f"topk must be at least 1, got {topk}")
+    for images, logits in outputs(model, batches, device=device, on_error=on_error):
+        probabilities, classes = logits.float().softmax(-1).topk(min(topk, logits.shape[-1]))
+        for image, row, p in zip(images, classes.tolist(), probabilities.tolist(), strict=True):
+            yield Prediction(image, tuple(row), tuple(p))
+
+
+@torch.inference_mode()
+def outputs(
+    model: nn.Module,
+    batches: Iterable[Batch[Tensor]],
+    *,
+    compute: Callable[[Tensor], Tensor] | None = None,
+    device: torch.device | str = "cpu",
+    on_error: Callable[[str, Exception], None] | None = None,
+) -> Iterator[tuple[list[str], Tensor]]:
+    """Names of the images of each batch, with the model's outputs (B, …).
+
+    Args:
+        model: See `predict`.
+        batches: Decoded images.
+        compute: Method of the model; by default its call.
+        device: See `predict`.
+        on_error: See `predict`.
+
+    Raises:
+        ImageError: For an unreadable image, without `on_error`.
+    """
     model = model.to(device).eval()
-    images = _prepared(paths, lambda path: transform(read_image(path, max_pixels=max_pixels)), on_error)
-    while batch := list(islice(images, batch_size)):
-        with torch.inference_mode():
-            logits = model(torch.stack([pixels for _, pixels in batch]).to(device))
-            probabilities, classes = logits.float().softmax(-1).topk(min(topk, logits.shape[-1]))
-        for (path, _), row, p in zip(batch, classes.tolist(), probabilities.tolist(), strict=True):
-            yield Prediction(path, tuple(row), tuple(p))
-
-
-def _prepared(
-    paths: Iterable[Path],
-    read: Callable[[Path], Tensor],
-    on_error: Callable[[Path, Exception], None] | None,
-) -> Iterator[tuple[Path, Tensor]]:
-    for path in paths:
-        try:
-            pixels = read(path)
-        except Exception as error:
+    compute = compute or model
+    for batch in batches:
+        for image, error in batch.failures:
             if on_error is None:
-                raise
-            on_error(path, error)
-        else:
-            yield path, pixels
+                raise error
+            on_error(image.name, error)
+        if batch.images:
+            yield [image.name for image in batch.images], compute(batch.values.to(device, non_blocking=True))
 
 
 def class_names(num_classes: int, labels: Path | None = None, known: Sequence[str] = ()) -> Sequence[str]:

@@ -1,0 +1,1 @@
+"""Results of any number of images: rows that are written as they come, and are what a later call goes on from."""
