@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from vmamba.cli.arguments import add_device, add_json, add_output, device, positive
-from vmamba.cli.results import print_json
+from vmamba.cli.printing import print_json
 from vmamba.data.image_dataset import read_file
 from vmamba.errors import MissingPackageError
 from vmamba.model.backbone import VMamba
