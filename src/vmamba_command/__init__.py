@@ -27,6 +27,7 @@ COMMANDS = {
     "embed": "turn images into vectors",
     "check-data": "look at a data set as training would: counts, faults, remarks",
     "train": "train or fine-tune a model",
+    "tune": "search for better settings of a recipe",
     "evaluate": "measure a model on a validation split",
     "probe": "measure frozen features by simple classifiers on few labels",
     "analyze": "look inside models, and compare them",

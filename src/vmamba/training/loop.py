@@ -23,6 +23,8 @@ from vmamba.training.run_folder import RunFolder
 from vmamba.training.state import Position
 from vmamba.training.trainer import NonFinite, Trainer
 
+#: Takes the number of epochs done and the best headline so far.
+OnValidation = Callable[[int, float | None], None]
 #: Folder of the weights that a run writes for use, and what tasks write there.
 WEIGHTS, WRITTEN = "weights", ("model.safetensors", "model.json", "labels.txt")
 
@@ -50,6 +52,7 @@ def train(
     resume: str | None = None,
     stop: StopRequests | None = None,
     task: Task | None = None,
+    on_validation: OnValidation | None = None,
 ) -> Result:
     """Train as a recipe says, to the end; every process of the run calls this.
 
@@ -60,6 +63,8 @@ def train(
         resume: ``"auto"`` to continue from the newest checkpoint in `output` where there is one, or a checkpoint.
         stop: Signals that may end the run early.
         task: What is learnt instead of the recipe's task.
+        on_validation: Called in the first process after each validation that is done and noted, with the epoch and the
+            best headline so far; what it raises ends the run.
 
     Raises:
         VMambaError: For whatever is wrong with recipe, data or checkpoint, or a folder that is in use or holds a run
@@ -95,7 +100,7 @@ def train(
         if position is not None:
             trainer.restore(position, content)
             content.clear()
-        return Run(trainer, folder, stop).fit()
+        return Run(trainer, folder, stop, on_validation).fit()
 
 
 def job_of(recipe: Recipe, processes: Processes) -> Job:
@@ -124,10 +129,13 @@ class Run:
         trainer: Takes the steps.
         folder: Where checkpoints and weights go; locked.
         stop: Requests to stop.
+        on_validation: See `train`.
     """
 
-    def __init__(self, trainer: Trainer, folder: RunFolder, stop: StopRequests) -> None:
-        self.trainer, self.folder, self.stop = trainer, folder, stop
+    def __init__(
+        self, trainer: Trainer, folder: RunFolder, stop: StopRequests, on_validation: OnValidation | None = None
+    ) -> None:
+        self.trainer, self.folder, self.stop, self.on_validation = trainer, folder, stop, on_validation
         self.log = RunLog(folder.path, trainer) if trainer.processes.first else SilentLog()
         self.files: list[Path] = []
 
@@ -209,6 +217,8 @@ class Run:
         position.to_validate = False
         self.log.validation(row)
         processes.on_first(lambda: self.folder.checkpoints.mark_validated(position, improved))
+        if self.on_validation is not None and processes.first:
+            self.on_validation(position.epoch, position.best)
 
     def _summary(self, weights: str, results: Mapping[str, float]) -> dict[str, Any]:
         """Summary of the run, written beside its weights."""
