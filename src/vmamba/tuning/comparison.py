@@ -42,8 +42,8 @@ class Comparison:
         default, winner = (f"{statistics.mean(values):.2f}" for values in (self.default, self.winner))
         spread = f"{statistics.mean(self.gains):+.2f} ({min(self.gains):+.2f} to {max(self.gains):+.2f})"
         seeds = f"{len(self.gains)} fresh seeds"
-        found = "better than the default with every seed" if self.better else "no better than the default"
-        return f"{found}: {self.metric.name} {winner} beside {default}, gain {spread} over {seeds}"
+        verdict = "better than the default with every seed" if self.better else "no better than the default"
+        return f"{verdict}: {self.metric.name} {winner} beside {default}, gain {spread} over {seeds}"
 
 
 def compare(

@@ -120,12 +120,12 @@ def _dimension(value: Any) -> Range | Choice:
         return Choice(tuple(value))
     if not isinstance(value, dict):
         raise OptionError(f"give a list of choices, or low and high, got {reprlib.repr(value)}")
-    found = Range.of(value)
-    if not found.low < found.high or (found.log and found.low <= 0):
+    limits = Range.of(value)
+    if not limits.low < limits.high or (limits.log and limits.low <= 0):
         raise OptionError(
-            f"low must be below high{', and above 0' if found.log else ''}, got {found.low:g} to {found.high:g}"
+            f"low must be below high{', and above 0' if limits.log else ''}, got {limits.low:g} to {limits.high:g}"
         )
-    return found
+    return limits
 
 
 def widened(space: Space, recipe: Recipe) -> dict[str, Range | Choice]:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from timm.data import create_transform
 
 from vmamba.errors import OptionError
-from vmamba.settings import Pair, Settings
+from vmamba.settings import Pair, Settings, Text
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -38,6 +38,12 @@ class ClassificationOptions(Settings):
         mix_switch: Probability of CutMix where both are on.
         label_smoothing: Fraction of the target that is spread over all classes.
         keep_head: Keep the checkpoint's classifier, for the same classes.
+        teacher: timm's name of a model to learn from (distillation), ours included.
+        teacher_checkpoint: Its weights, trained on the same classes.
+        teacher_size: Height and width of its input; None for that of the model's.
+        teacher_weight: Weight of its logits against the labels.
+        teacher_temperature: Divides both logits before they are compared.
+        teacher_features: Weight of its features.
     """
 
     format: Literal["folder", "huggingface", "shards"] = "folder"
@@ -58,11 +64,19 @@ class ClassificationOptions(Settings):
     mix_switch: Fraction = 0.5
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     keep_head: bool = False
+    teacher: str | None = None
+    teacher_checkpoint: Text | None = None
+    teacher_size: Annotated[int, Field(ge=32, le=16384)] | None = None
+    teacher_weight: Fraction = 0.7
+    teacher_temperature: Annotated[float, Field(gt=0, le=1000)] = 2.0
+    teacher_features: Annotated[float, Field(ge=0, le=1e6)] = 1.0
 
     @model_validator(mode="after")
     def _check(self) -> ClassificationOptions:
         if self.format == "shards" and self.num_classes is None:
             raise OptionError("shards do not say how many classes there are: set num_classes")
+        if (self.teacher is None) != (self.teacher_checkpoint is None):
+            raise OptionError("teacher and teacher_checkpoint go together: a model's name, and its trained weights")
         for name, limit in (("crop_scale", 1), ("crop_ratio", 100)):
             low, high = getattr(self, name)
             if not 1e-4 <= low <= high <= limit:

@@ -31,6 +31,7 @@ from vmamba.files import atomic_write
 from vmamba.settings import Settings
 from vmamba.tasks.classification.accuracy import Accuracy
 from vmamba.tasks.classification.data import ClassificationData
+from vmamba.tasks.classification.distillation import FeatureTap, Teacher, features_loss, logits_loss
 from vmamba.tasks.classification.options import ClassificationOptions
 from vmamba.tasks.classification.prediction import Transform, evaluation_transform
 from vmamba.tasks.protocol import RGB, Job, Loader, Metric, check_model_options
@@ -76,6 +77,7 @@ class Classification:
         self.job, self.options = job, options
         self.preprocessing = Preprocessing()
         self.checkpoint: Checkpoint | None = None
+        self._teacher: Teacher | None = None
 
     def setup(self, *, training: bool = True) -> None:
         job, options = self.job, self.options
@@ -94,6 +96,9 @@ class Classification:
         if known is not None:  # its colours always, its way of resizing where its classifier stays
             prepare = known if options.keep_head else dataclasses.replace(prepare, mean=known.mean, std=known.std)
         self.preprocessing = dataclasses.replace(prepare, image_size=size, max_size=None)
+        if training and options.teacher is not None and options.teacher_checkpoint is not None:
+            weights, prepared = options.teacher_checkpoint, self.preprocessing
+            self._teacher = Teacher(options.teacher, weights, self.num_classes, prepared, options.teacher_size)
 
     @property
     def image_size(self) -> int:
@@ -134,11 +139,18 @@ class Classification:
         if checkpoint is None:
             if job.model is None:
                 raise OptionError("which model? give --model NAME; 'vmamba models' lists them")
-            return create_model(job.model, pretrained=job.pretrained, **options | {"num_classes": self.num_classes})
+            options |= {"num_classes": self.num_classes}
+            return self._tapped(create_model(job.model, pretrained=job.pretrained, **options))
         model = model_from_checkpoint(checkpoint, job.model, **options)
         if not self.options.keep_head:
             model.reset_classifier(self.num_classes)
         self._check_classes(model)
+        return self._tapped(model)
+
+    def _tapped(self, model: nn.Module) -> nn.Module:
+        """The model, with its features within reach where a teacher wants to compare them."""
+        if self._teacher is not None:
+            self._tap = FeatureTap(model)
         return model
 
     def _check_classes(self, model: nn.Module) -> None:
@@ -218,10 +230,24 @@ class Classification:
 
     def loss(self, model: nn.Module, batch: ImageBatch) -> dict[str, Tensor]:
         if self._mix is None:
-            logits = model(batch.images).float()
-            return {"loss": F.cross_entropy(logits, batch.labels, label_smoothing=self.options.label_smoothing)}
-        images, targets = self._mix(batch.images.clone(), batch.labels)  # it works in place
-        return {"loss": SoftTargetCrossEntropy()(model(images).float(), targets)}
+            images, logits = batch.images, model(batch.images).float()
+            loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.options.label_smoothing)
+        else:
+            images, targets = self._mix(batch.images.clone(), batch.labels)  # it works in place
+            logits = model(images).float()
+            loss = SoftTargetCrossEntropy()(logits, targets)
+        return {"loss": loss} if self._teacher is None else self._distilled(loss, logits, images)
+
+    def _distilled(self, labels: Tensor, logits: Tensor, images: Tensor) -> dict[str, Tensor]:
+        """The loss on labels joined by those of imitating the teacher."""
+        assert self._teacher is not None
+        options = self.options
+        taught, features = self._teacher(images)
+        imitation = logits_loss(logits, taught, options.teacher_temperature)
+        resemblance = features_loss(self._tap.features, features)
+        loss = (1 - options.teacher_weight) * labels + options.teacher_weight * imitation
+        loss = loss + options.teacher_features * resemblance
+        return {"loss": loss, "labels": labels, "teacher_logits": imitation, "teacher_features": resemblance}
 
     def evaluate(self, model: nn.Module, batches: Iterable[ImageBatch], output: Path | None = None) -> dict[str, float]:
         accuracy = Accuracy(self.num_classes, next(model.parameters()).device)
