@@ -35,6 +35,7 @@ COMMANDS = {
     "convert": "turn a checkpoint into safetensors with its description beside it",
     "shapes": "write pictures of shapes, to try detection and segmentation with",
     "demo": "train a small model on handwritten digits and look at its predictions",
+    "completion": "print a script that completes commands in a shell",
 }
 
 EPILOG = """exit status:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ TESTED = {
     "compat": "compat",
 }
 #: Less of what takes long.
-SHORTENED = {"vmamba shapes": ["--train", "8", "--val", "4"], "vmamba train": ["--epochs", "2"]}
+SHORTENED = {"vmamba shapes": ["--train", "8", "--val", "4"], "vmamba train": ["--epochs", "2", "--batch-size", "4"]}
 #: Files of the authors, and images, that only the reader has.
 READERS = re.compile(r"\S+\.pth|\bphotos/ |scan\.png|slide\.tif")
 
@@ -56,6 +57,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             place.mkdir(parents=True)
             for i in range(4):
                 Image.fromarray(random.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(place / f"{i}.png")
+    shutil.copytree(tmp_path / "photos", tmp_path / "labelled")
     weights = tmp_path / "runs" / "photos" / "weights" / "model.safetensors"
     weights.parent.mkdir(parents=True)
     model = create_model("vmamba_pico", num_classes=2)

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None, *, when_imported: Callable[[], 
             traceback.print_exc()
         if explanation is None:
             print(
-                "vmamba: this is a bug; please report it with the text above and what 'vmamba env' prints",
+                "vmamba: this is a bug; please report it with the text above and what 'vmamba env --report' prints",
                 file=sys.stderr,
             )
             return BUG
@@ -55,24 +55,26 @@ def main(arguments: Sequence[str] | None = None, *, when_imported: Callable[[], 
     return status
 
 
-def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+def _parser(arguments: Sequence[str] | None) -> argparse.ArgumentParser:
+    """The parser for a command line; of every command, for None."""
     parser, commands = top_parser()
     _add(commands, COMMANDS, __name__, arguments)
     return parser
 
 
-def _add(commands: Commands, table: Mapping[str, str], package: str, arguments: Sequence[str]) -> None:
+def _add(commands: Commands, table: Mapping[str, str], package: str, arguments: Sequence[str] | None) -> None:
     """Add the commands of a table, modules of a package; the one that is named is imported, with its arguments."""
-    chosen = command_of(arguments, table)
+    chosen = None if arguments is None else command_of(arguments, table)
     for name, line in table.items():
-        if name != chosen:
+        if arguments is not None and name != chosen:
             commands.add_parser(name, help=line)
             continue
         module = importlib.import_module(f"{package}.{name.replace('-', '_')}")
         if hasattr(module, "COMMANDS"):  # a package of further commands
             parser = commands.add_parser(name, help=line, description=module.DESCRIPTION)
             further = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
-            _add(further, module.COMMANDS, module.__name__, arguments[arguments.index(name) + 1 :])
+            rest = None if arguments is None else arguments[arguments.index(name) + 1 :]
+            _add(further, module.COMMANDS, module.__name__, rest)
         else:
             module.add_to(commands)
             add_common(commands.choices[name])

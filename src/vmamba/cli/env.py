@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import os
 import platform
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,17 +19,24 @@ if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
 
 PACKAGES = ("vmamba", "torch", "torchvision", "timm", "safetensors", "triton")
+#: What else a report of a bug should name.
+FURTHER = ("numpy", "pillow", "pydantic", "transformers", "accelerate", "onnx", "onnxruntime", "openvino", "mmengine")
+#: Variables that change what is computed, and by how many threads.
+VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TRITON_INTERPRET", "CUDA_VISIBLE_DEVICES", "TORCH_COMPILE_DISABLE")
 
 EXAMPLES = """examples:
   vmamba env
-  vmamba env --json"""
+  vmamba env --json
+  vmamba env --report"""
 
 
 def add_to(commands: Commands) -> None:
     parser = commands.add_parser(
         "env", help="show versions, devices, and which scan kernels run and why", epilog=EXAMPLES
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    form.add_argument("--report", action="store_true", help="print Markdown for a report of a bug, with more packages")
     parser.set_defaults(run=run)
 
 
@@ -36,6 +44,13 @@ def run(options: argparse.Namespace) -> int:
     facts = _facts()
     if options.json:
         print_json(facts)
+        return 0
+    if options.report:
+        facts["packages"] |= {package: _version(package) for package in FURTHER}
+        facts["variables"] = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+        print("<details><summary>environment</summary>\n\n```json")
+        print_json(facts)
+        print("```\n\n</details>")
         return 0
     table = Table(show_header=False, title="environment")
     for package, version in facts["packages"].items():
