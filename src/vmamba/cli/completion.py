@@ -19,7 +19,9 @@ EXAMPLES = """examples:
 
 
 def add_to(commands: Commands) -> None:
-    parser = commands.add_parser("completion", help="print a script that completes commands in a shell", epilog=EXAMPLES)
+    parser = commands.add_parser(
+        "completion", help="print a script that completes commands in a shell", epilog=EXAMPLES
+    )
     parser.add_argument("shell", choices=SHELLS)
     parser.set_defaults(run=run)
 
