@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmamba import cli
 from vmamba.errors import MissingPackageError
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _complete_files(parser: argparse.ArgumentParser, kinds: dict[str, dict[str, str]]) -> None:
+def _complete_files(parser: argparse.ArgumentParser, kinds: dict[str, Any]) -> None:
     """Tell which arguments are files and folders, by the words that stand for them in the help."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
