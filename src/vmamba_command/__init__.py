@@ -31,6 +31,7 @@ COMMANDS = {
     "evaluate": "measure a model on a validation split",
     "probe": "measure frozen features by simple classifiers on few labels",
     "analyze": "look inside models, and compare them",
+    "serve": "answer requests over HTTP",
     "export": "write a model as a file for other runtimes",
     "convert": "turn a checkpoint into safetensors with its description beside it",
     "shapes": "write pictures of shapes, to try detection and segmentation with",

@@ -64,7 +64,7 @@ def test_lines_of_help_are_those_of_the_commands(package: str, table: dict[str, 
 def test_other_commands_are_not_imported() -> None:
     probe = "print(*sorted(m.removeprefix('vmamba.cli.') for m in sys.modules if m.startswith('vmamba.cli.')))"
     result = script(code=f"import sys; from vmamba.cli import main; main(['models']); {probe}")
-    assert result.stdout.splitlines()[-1].split() == ["arguments", "explanation", "models", "results"]
+    assert result.stdout.splitlines()[-1].split() == ["arguments", "explanation", "models", "printing"]
 
 
 def test_help_of_every_command_has_its_own_options(capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,7 +146,7 @@ def test_termination_keeps_the_results(segmenter: Path, images: Path, tmp_path: 
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate()
     assert (process.returncode, err.splitlines()[-1]) == (143, "vmamba: terminated")
-    records = json.loads((output / "segments.json").read_text())
+    records = [json.loads(line) for line in (output / "segments.jsonl").read_text().splitlines()]
     assert len(records) >= 2
     for record in records:
         with Image.open(record["labels"]) as labels:

@@ -1,4 +1,4 @@
-"""What `predict`, `detect`, `segment` and `embed` have in common: which images, and where their results go."""
+"""Images and results of `predict`, `detect`, `segment` and `embed`: which are to do, and where results go."""
 
 from __future__ import annotations
 
