@@ -32,6 +32,8 @@ COMMANDS = {
     "probe": "measure frozen features by simple classifiers on few labels",
     "analyze": "look inside models, and compare them",
     "serve": "answer requests over HTTP",
+    "push": "put weights and a model card on the Hugging Face Hub",
+    "pull": "download weights from the Hugging Face Hub",
     "export": "write a model as a file for other runtimes",
     "convert": "turn a checkpoint into safetensors with its description beside it",
     "shapes": "write pictures of shapes, to try detection and segmentation with",
