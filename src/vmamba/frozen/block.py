@@ -13,7 +13,7 @@ from vmamba.frozen.layer import FusedLayer, Parts
 from vmamba.layers import SS2D, Block, Mlp
 from vmamba.layers.layout import check_tokens
 from vmamba.layers.scan import negative_exp
-from vmamba.ops import depthwise_silu, pointwise, pointwise_branch, ss2d_scan
+from vmamba.ops import depthwise_silu, packed_block, pointwise, pointwise_branch, ss2d_scan
 
 _FUNCTIONS: dict[type[nn.Module], Any] = {
     nn.SiLU: F.silu,
@@ -28,8 +28,9 @@ _ABSENT, _DROP_PATH = type(None), (DropPath, nn.Identity)
 class FrozenBlock(FusedLayer):
     """`Block` without gradient, (B, H, W, dim) → (B, H, W, dim).
 
-    norm1 and in_proj are one operator; convolution and SiLU are one on a GPU; out_norm, out_proj and the residual are
-    one unless there is a gate; so is the whole MLP with its norm and residual.
+    On a CPU all of it is one operator, unless it has options that few models have. Elsewhere norm1 and in_proj are one;
+    convolution and SiLU are one on a GPU; out_norm, out_proj and the residual are one unless there is a gate; so is the
+    whole MLP with its norm and residual.
     """
 
     expected: ClassVar[Parts] = {
@@ -54,8 +55,8 @@ class FrozenBlock(FusedLayer):
         "drop_path2": _DROP_PATH,
     }
 
-    def __init__(self, block: Block) -> None:
-        super().__init__(block)
+    def __init__(self, block: Block, precision: str) -> None:
+        super().__init__(block, precision)
         ss2d = block.ss2d
         self.dim, self.pattern, self.routes = block.dim, ss2d.pattern, ss2d.routes
         self.act = type(ss2d.act)
@@ -65,6 +66,8 @@ class FrozenBlock(FusedLayer):
         norms: Any = {"norm1": block.norm1, "ss2d.out_norm": ss2d.out_norm}
         norms |= {"norm2": block.norm2} if self.has_mlp else {}
         self.eps: dict[str, float] = {name: norm.eps for name, norm in norms.items()}
+        #: One operator on a CPU.
+        self.is_whole = self.gate_act is None and self.act is nn.SiLU and self.kernel_size == 3
 
     @classmethod
     def refusal(cls, layer: Any) -> str | None:
@@ -76,12 +79,25 @@ class FrozenBlock(FusedLayer):
         return reason
 
     def pack(self) -> None:
-        self.packed = negative_exp(self.tensors["ss2d.A_log"])
+        self.packed = {"A": negative_exp(self.tensors["ss2d.A_log"])}
+        if not self.is_packable():
+            return
+        norms = {"ss2d.in_proj": "norm1", "ss2d.x_proj": None, "ss2d.out_proj": "ss2d.out_norm"}
+        norms |= {"mlp.fc1": "norm2", "mlp.fc2": None} if self.has_mlp else {}
+        if self.gate_act is not None:  # it comes between out_norm and out_proj
+            norms["ss2d.out_proj"] = None
+        self.packed |= {name: self.pack_layer(name, norm) for name, norm in norms.items()}
+        if self.is_whole:
+            weight, bias = self.affine("ss2d.conv")
+            self.packed["conv.weight"] = weight.flatten(1).T.contiguous()
+            self.packed["conv.bias"] = torch.zeros(len(weight)) if bias is None else bias.contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
         check_tokens(x, self.dim, "Block")
         self.refuse_gradients(x)
         with torch.no_grad():
+            if self.is_whole and self.is_packed(x):
+                return self._whole(x)
             y = self._branch(x, "norm1", "ss2d.in_proj")
             if self.gate_act is None:
                 x = self._branch(self._scan(self._convolve(y)), "ss2d.out_norm", "ss2d.out_proj", residual=x)
@@ -90,12 +106,29 @@ class FrozenBlock(FusedLayer):
                 y = self._scan(self._convolve(y))
                 weight, bias = self.affine("ss2d.out_norm")
                 y = F.layer_norm(y, y.shape[-1:], weight, bias, self.eps["ss2d.out_norm"])
-                x = x + pointwise(y * _FUNCTIONS[self.gate_act](gate), *self.affine("ss2d.out_proj"))
+                x = x + self._linear(y * _FUNCTIONS[self.gate_act](gate), "ss2d.out_proj")
             return self._branch(x, "norm2", "mlp.fc1", "mlp.fc2", residual=x) if self.has_mlp else x
 
+    def _whole(self, x: Tensor) -> Tensor:
+        names = ["ss2d.in_proj", "ss2d.x_proj", "ss2d.out_proj", *["mlp.fc1", "mlp.fc2"] * self.has_mlp]
+        hidden = len(self.tensors["mlp.fc1.weight"]) if self.has_mlp else 0
+        of_scan = [self.tensors["ss2d.dt_proj_weight"], self.packed["A"], self.tensors["ss2d.D"]]
+        of_scan.append(self.tensors["ss2d.dt_proj_bias"])
+        parameters = [self.packed["conv.weight"], self.packed["conv.bias"], *of_scan]
+        layers, eps = [self.packed[name] for name in names], list(self.eps.values())
+        return packed_block(x, layers, parameters, hidden, self.precision, self.pattern, eps)
+
     def _branch(self, x: Tensor, norm: str, *layers: str, residual: Tensor | None = None) -> Tensor:
+        if self.is_packed(x):
+            eps: float | None = self.eps[norm]
+            for name in layers[:-1]:
+                x, eps = self.linear(x, name, eps=eps, gelu=True), None
+            return self.linear(x, layers[-1], eps=eps, residual=residual)
         weights, biases = zip(*map(self.affine, layers), strict=True)
         return pointwise_branch(x, *self.affine(norm), self.eps[norm], list(weights), list(biases), residual)
+
+    def _linear(self, x: Tensor, name: str) -> Tensor:
+        return self.linear(x, name) if self.is_packed(x) else pointwise(x, *self.affine(name))
 
     def _convolve(self, x: Tensor) -> Tensor:
         """Convolution, where there is one, and activation."""
@@ -108,9 +141,9 @@ class FrozenBlock(FusedLayer):
         return _FUNCTIONS[self.act](y.permute(0, 2, 3, 1))
 
     def _scan(self, x: Tensor) -> Tensor:
-        dbc = pointwise(x, *self.affine("ss2d.x_proj")).unflatten(-1, (self.routes, -1))
+        dbc = self._linear(x, "ss2d.x_proj").unflatten(-1, (self.routes, -1))
         dt_weight, dt_bias = self.tensors["ss2d.dt_proj_weight"], self.tensors["ss2d.dt_proj_bias"]
-        return ss2d_scan(x, dbc, dt_weight, self.packed, self.tensors["ss2d.D"], dt_bias, self.pattern)
+        return ss2d_scan(x, dbc, dt_weight, self.packed["A"], self.tensors["ss2d.D"], dt_bias, self.pattern)
 
     def extra_repr(self) -> str:
         fused = ["norm1+in_proj", "conv+act", "scan", "out_norm+out_proj+residual"]

@@ -83,7 +83,8 @@ class Immutable(nn.Module):
         if "_done" not in self.__dict__:  # a part of a model
             return super().__repr__()
         done = "; ".join(f"{count} × {what}" for what, count in self._done.items())
-        return f"frozen for inference: {done or 'every layer is called'}\n{super().__repr__()}"
+        precision = f" in {self._precision}" if self._precision != "float32" else ""
+        return f"frozen for inference{precision}: {done or 'every layer is called'}\n{super().__repr__()}"
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         state = {name: value for name, value in self.__dict__.items() if name not in ("_locked", "packed")}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vmamba.errors import FrozenError
 from vmamba.frozen.immutable import Immutable, read_only_copy
+from vmamba.ops.packed import can_pack, for_packed, pack_convolution, pack_linear, packed_linear
 
 #: Name of a layer inside another → types that it may have.
 Parts = Mapping[str, tuple[type, ...]]
@@ -19,11 +20,12 @@ Parts = Mapping[str, tuple[type, ...]]
 class FusedLayer(Immutable):
     """A layer computed in another way than by calling the layers inside it.
 
-    A subclass names in `expected` what it can replace. In `pack` it may bring the operands of its ``forward`` into
-    whatever form its kernels like; that is done again after unpickling.
+    A subclass names in `expected` what it can replace. In `pack` it brings the operands of its ``forward`` into
+    whatever form its kernels like, by name in ``packed``; that is done again after unpickling.
 
     Args:
         layer: The original, in evaluation mode. Its tensors are taken over.
+        precision: Of its products on a CPU, one of `vmamba.ops.PRECISIONS`.
 
     Attributes:
         expected: The parts of an original that can be replaced.
@@ -32,9 +34,10 @@ class FusedLayer(Immutable):
 
     expected: ClassVar[Parts] = {}
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, precision: str) -> None:
         super().__init__()
         self.tensors = {name: tensor.detach() for name, tensor in layer.state_dict().items()}
+        self.precision = precision
         self.training = False
 
     @classmethod
@@ -59,6 +62,26 @@ class FusedLayer(Immutable):
     def affine(self, name: str) -> tuple[Tensor, Any]:
         """Weight and bias, which may be None, of a layer inside the original."""
         return self.tensors[f"{name}.weight"], self.tensors.get(f"{name}.bias")
+
+    def is_packable(self) -> bool:
+        """True if its products can be of packed weights: float32, for the CPU, the kernels there."""
+        fits = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in self.tensors.values())
+        return fits and can_pack() is None
+
+    def is_packed(self, x: Tensor) -> bool:
+        """True if packed weights are for these tokens."""
+        return bool(self.packed) and for_packed(x)
+
+    def pack_layer(self, name: str, norm: str | None = None) -> Tensor:
+        """The packed weights of a linear layer or a convolution, and of a LayerNorm before it."""
+        weight, bias = self.affine(name)
+        if weight.ndim == 4:
+            return pack_convolution(weight, bias, self.precision)
+        return pack_linear(weight, bias, self.precision, None if norm is None else self.affine(norm))
+
+    def linear(self, x: Tensor, name: str, **options: Any) -> Tensor:
+        """A linear layer with packed weights; options as for `packed_linear`."""
+        return packed_linear(x, self.packed[name], len(self.tensors[f"{name}.weight"]), self.precision, **options)
 
     def refuse_gradients(self, x: Tensor) -> None:
         """Say that there are none, where one would be cut off without a word."""

@@ -6,15 +6,19 @@ import copy
 from collections import Counter
 from typing import TypeVar, cast
 
+import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from vmamba.errors import FrozenError
+from vmamba.errors import FrozenError, OptionError
 from vmamba.frozen.block import FrozenBlock
 from vmamba.frozen.downsample import FrozenConvDownsample, FrozenPatchMerging
 from vmamba.frozen.immutable import Immutable, lock
 from vmamba.frozen.layer import FusedLayer, SealedLayer
-from vmamba.layers import Block, ConvDownsample, PatchMerging
+from vmamba.frozen.stem import FrozenStem
+from vmamba.layers import Block, ConvDownsample, MapStem, PatchMerging, Stem
+from vmamba.ops import PRECISIONS
+from vmamba.ops.packed import can_pack
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -23,10 +27,12 @@ FORMS: dict[type[nn.Module], type[FusedLayer]] = {
     Block: FrozenBlock,
     ConvDownsample: FrozenConvDownsample,
     PatchMerging: FrozenPatchMerging,
+    Stem: FrozenStem,
+    MapStem: FrozenStem,
 }
 
 
-def freeze(model: M) -> M:
+def freeze(model: M, precision: str = "float32") -> M:
     """A copy of a model for inference, in evaluation mode: the same results, computed by operators of several layers.
 
     Nothing of it can be changed: weights are read-only; loading others, moving or converting it, and setting attributes
@@ -36,23 +42,44 @@ def freeze(model: M) -> M:
     Args:
         model: A VMamba of any form (classifier, features, detector, segmenter, or one `vmamba.layers.Block`), on the
             device and in the dtype in which it shall run. It is left as it is.
+        precision: Of the matrix products of a float32 model on a CPU: ``"float32"``; ``"bfloat16"`` (errors near
+            5e-3); ``"int8"`` (weights by output channel, activations by token as they come). The rest, scans and
+            LayerNorms among it, is float32, as are the results. Slow where the processor has no instructions for it.
 
     Returns:
         An instance of a subclass of the model's class.
 
     Raises:
-        FrozenError: If a layer has a hook, a replaced ``forward`` or a parametrization, which would be lost.
+        OptionError: For an unknown precision.
+        FrozenError: If a layer has a hook, a replaced ``forward`` or a parametrization, which would be lost, or if the
+            model is not one for that precision.
     """
+    if precision not in PRECISIONS:
+        raise OptionError(f"freeze: unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
     if isinstance(model, Immutable):
         return model
+    if precision != "float32":
+        _refuse_precision(model, precision)
     for name, module in model.named_modules():
         _refuse_touched(name or "the model", module)
     done: Counter[str] = Counter()
-    frozen = _frozen_form(copy.deepcopy(model).eval().requires_grad_(False), done)
+    frozen = _frozen_form(copy.deepcopy(model).eval().requires_grad_(False), precision, done)
     for module in frozen.modules():
         lock(module)
     frozen.__dict__["_done"] = done
+    frozen.__dict__["_precision"] = precision
     return cast(M, frozen)
+
+
+def _refuse_precision(model: nn.Module, precision: str) -> None:
+    if (problem := can_pack()) is not None:
+        raise FrozenError(f"freeze: {precision} needs the compiled CPU kernels: {problem}")
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and (tensor.dtype != torch.float32 or tensor.device.type != "cpu"):
+            raise FrozenError(
+                f"freeze: {precision} is for float32 models on a CPU, and {name} is {tensor.dtype} on {tensor.device}; "
+                "elsewhere convert the model and freeze it in its own precision"
+            )
 
 
 def _refuse_touched(name: str, module: nn.Module) -> None:
@@ -64,16 +91,16 @@ def _refuse_touched(name: str, module: nn.Module) -> None:
         raise FrozenError(f"freeze: {name} has {' and '.join(touched)}; remove or bake in what was put on it first")
 
 
-def _frozen_form(module: nn.Module, done: Counter[str]) -> nn.Module:
+def _frozen_form(module: nn.Module, precision: str, done: Counter[str]) -> nn.Module:
     """The module with every layer fused, where it has such a form, or sealed; `done` counts the former."""
     if type(module) in FORMS:
         form, name = FORMS[type(module)], type(module).__name__
         reason = form.refusal(module)
         done[f"{name}, called: {reason}" if reason else f"{name}, fused"] += 1
-        return SealedLayer(module) if reason else form(module)
+        return SealedLayer(module) if reason else form(module, precision)
     children = list(module.named_children())
     if not children and (module._parameters or module._buffers):
         return SealedLayer(module)
     for name, child in children:
-        setattr(module, name, _frozen_form(child, done))
+        setattr(module, name, _frozen_form(child, precision, done))
     return module

@@ -8,7 +8,7 @@ from vmamba.layers.block import Block
 from vmamba.layers.downsample import ConvDownsample, PatchMerging
 from vmamba.layers.mlp import Mlp
 from vmamba.layers.ss2d import SS2D
-from vmamba.layers.stem import Stem
+from vmamba.layers.stem import MapStem, Stem
 from vmamba.layers.upsample import PatchExpand
 
-__all__ = ["SS2D", "Block", "ConvDownsample", "Mlp", "PatchExpand", "PatchMerging", "Stem"]
+__all__ = ["SS2D", "Block", "ConvDownsample", "MapStem", "Mlp", "PatchExpand", "PatchMerging", "Stem"]

@@ -56,3 +56,10 @@ class Stem(nn.Module):
         x = self.conv1(x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         x = self.act(self.norm1(x))
         return self.norm2(self.conv2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+
+class MapStem(Stem):
+    """`Stem` that hands out its tokens as a map: (B, in_chans, H, W) → (B, dim, H/4, W/4), channels-last memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tokens(x).permute(0, 3, 1, 2)

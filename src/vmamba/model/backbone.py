@@ -12,15 +12,8 @@ from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vmamba.layers import SS2D, Block, ConvDownsample, PatchMerging, Stem
+from vmamba.layers import SS2D, Block, ConvDownsample, MapStem, PatchMerging
 from vmamba.model.config import VMambaConfig
-
-
-class MapStem(Stem):
-    """`Stem` that hands out its tokens as a map: (B, in_chans, H, W) → (B, dim, H/4, W/4), channels-last memory."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.tokens(x).permute(0, 3, 1, 2)
 
 
 class Stage(nn.Module):

@@ -1,36 +1,24 @@
 // Python bindings. Tensors come as addresses of contiguous memory and sizes: the extension knows nothing of PyTorch, so
 // it works with any version. `vmamba.ops.backends.native` checks what it passes.
-#include <nanobind/nanobind.h>
-#include <nanobind/stl/string.h>
-#include <nanobind/stl/vector.h>
-
 #include <stdexcept>
 #include <string>
-#include <vector>
 
+#include "bindings.hpp"
 #include "dispatch.hpp"
 #include "parallel.hpp"
 
-namespace nb = nanobind;
 using namespace vmamba;
-using Addresses = std::vector<uintptr_t>;
-using Sizes = std::vector<int64_t>;
 
-namespace {
-
-void* pointer(const Addresses& addresses, size_t i) { return reinterpret_cast<void*>(addresses.at(i)); }
-
-// Each route is a sum of 1 (columns), 2 (backward) and 4 (per line).
-ImageScan image_scan(int storage, int threads, const std::vector<int>& routes, const Sizes& sizes,
-                     const Addresses& in) {
+ImageScan vmamba::image_scan(int storage, int threads, const std::vector<int>& routes, const Sizes& sizes,
+                             const Addresses& in, size_t first) {
   if (routes.size() > kMaxRoutes) throw std::invalid_argument("too many routes");
   ImageScan s{};
-  s.x = pointer(in, 0);
-  s.dbc = pointer(in, 1);
-  s.weight = pointer(in, 2);
-  s.A = pointer(in, 3);
-  s.D = pointer(in, 4);
-  s.bias = pointer(in, 5);
+  s.x = pointer(in, first);
+  s.dbc = pointer(in, first + 1);
+  s.weight = pointer(in, first + 2);
+  s.A = pointer(in, first + 3);
+  s.D = pointer(in, first + 4);
+  s.bias = pointer(in, first + 5);
   s.batch = sizes.at(0);
   s.height = sizes.at(1);
   s.width = sizes.at(2);
@@ -42,6 +30,8 @@ ImageScan image_scan(int storage, int threads, const std::vector<int>& routes, c
   s.threads = threads;
   return s;
 }
+
+namespace {
 
 ImageScan routes_scan(int storage, int threads, const Sizes& sizes, const Addresses& in) {
   ImageScan s = image_scan(storage, threads, {}, sizes, in);
@@ -93,6 +83,7 @@ NB_MODULE(_native, m) {
       "adopt_openmp", [](const std::string& library) { return adopt_openmp(library.c_str()); }, nb::arg("library"),
       "Run on the threads of the OpenMP runtime that a loaded library is linked with; False if there is none.");
   m.def("poison_memory", &poison_memory, nb::arg("on"), "For tests: working memory starts as NaN.");
+  bind_products(m);
   m.def(
       "ss2d_scan",
       [](const std::string& isa, int storage, int threads, const std::vector<int>& routes, const Sizes& sizes,

@@ -1,0 +1,199 @@
+// Products of a few rows with one panel of columns, and what follows each sum.
+#pragma once
+
+#include "functions.hpp"
+#include "product_arguments.hpp"
+#include "product_kinds.hpp"
+
+namespace {
+
+using vmamba::PackedLayer;
+using vmamba::Precision;
+
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kTileRows = 14;  // two vectors of each: 28 of 32 registers
+#else
+constexpr int kTileRows = 6;
+#endif
+constexpr int kPanel = 2 * kLanes<float>;  // columns of a panel; the last may have half as many
+
+// Packed weights: panels of words, then by column the bias, the scale, and the scaled sum of the weights.
+struct Panels {
+  const uint32_t* words;
+  const float *bias, *scale, *sum;
+  int64_t inputs, outputs, depth, columns;  // words of a row; outputs rounded up to whole vectors
+
+  template <class Kind>
+  static Panels of(const PackedLayer& layer, Kind) {
+    Panels p;
+    p.inputs = layer.inputs;
+    p.outputs = layer.outputs;
+    p.depth = ceil_div(layer.inputs, Kind::kPerWord);
+    p.columns = round_up(layer.outputs, kLanes<float>);
+    p.words = static_cast<const uint32_t*>(layer.memory);
+    p.bias = reinterpret_cast<const float*>(p.words + p.depth * p.columns);
+    p.scale = p.bias + p.columns;
+    p.sum = p.scale + p.columns;
+    return p;
+  }
+  int64_t count() const { return ceil_div(columns, kPanel); }
+  int64_t bytes() const { return (depth + 3) * columns * 4; }
+};
+
+template <class Kind>
+void pack_layer(const PackedLayer& layer, const float* weight, const float* bias) {
+  const Panels p = Panels::of(layer, Kind{});
+  uint32_t* words = const_cast<uint32_t*>(p.words);
+  float *biases = const_cast<float*>(p.bias), *scales = const_cast<float*>(p.scale), *sums = const_cast<float*>(p.sum);
+  for (int64_t n = 0; n < p.columns; ++n) {
+    const float* row = weight + n * p.inputs;
+    const int64_t valid = n < p.outputs ? p.inputs : 0;
+    float peak = 0, total = 0;
+    for (int64_t i = 0; i < valid; ++i) peak = __builtin_fabsf(row[i]) > peak ? __builtin_fabsf(row[i]) : peak;
+    const float steps = peak > 0 ? 127 / peak : 0.0f;
+    const int64_t panel = n / kPanel * kPanel, width = smaller(kPanel, p.columns - panel);
+    for (int64_t k = 0; k < p.depth; ++k) {
+      float some[4] = {};
+      for (int i = 0; i < Kind::kPerWord; ++i) {
+        const int64_t at = k * Kind::kPerWord + i;
+        if (at < valid) some[i] = row[at];
+        total += __builtin_rintf(some[i] * steps);
+      }
+      words[panel * p.depth + k * width + n - panel] = Kind::word(some, steps);
+    }
+    biases[n] = n < p.outputs && bias ? bias[n] : 0.0f;
+    scales[n] = peak / 127;
+    sums[n] = total * scales[n];
+  }
+}
+
+// M rows times V vectors of columns, held in registers.
+template <class Kind, int M, int V>
+void sum_tile(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t depth, typename Kind::Sum* sums) {
+  typename Kind::Sum sum[M][V] = {};
+  for (int64_t k = 0; k < depth; ++k) {
+    u32v words[V];
+    for (int v = 0; v < V; ++v) memcpy(&words[v], b + (k * V + v) * kLanes<float>, sizeof(u32v));
+    for (int m = 0; m < M; ++m) {
+      const u32v row = splat<u32v>(a[m * a_stride + k]);
+      for (int v = 0; v < V; ++v) sum[m][v] = Kind::dot(row, words[v], sum[m][v]);
+    }
+  }
+  for (int m = 0; m < M; ++m)
+    for (int v = 0; v < V; ++v) sums[m * V + v] = sum[m][v];
+}
+
+template <class Kind, int V>
+void sum_rows(int64_t rows, const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t depth,
+              typename Kind::Sum* sums) {
+#define VMAMBA_ROWS(M)                                                                      \
+  case M:                                                                                   \
+    if constexpr (M <= kTileRows) return sum_tile<Kind, M, V>(a, a_stride, b, depth, sums); \
+    break;
+  switch (rows) {
+    VMAMBA_ROWS(1)
+    VMAMBA_ROWS(2)
+    VMAMBA_ROWS(3)
+    VMAMBA_ROWS(4)
+    VMAMBA_ROWS(5)
+    VMAMBA_ROWS(6)
+    VMAMBA_ROWS(7)
+    VMAMBA_ROWS(8)
+    VMAMBA_ROWS(9)
+    VMAMBA_ROWS(10)
+    VMAMBA_ROWS(11)
+    VMAMBA_ROWS(12)
+    VMAMBA_ROWS(13)
+    VMAMBA_ROWS(14)
+  }
+#undef VMAMBA_ROWS
+}
+
+// x Φ(x), to 1e-7: Φ(-|x|) is e^(-x²/2) times a polynomial, fitted for a small error of the whole (Lawson's weighting).
+template <int M>
+VMAMBA_INLINE void gelu_each(f32v (&x)[M]) {
+  f32v a[M], power[M], p[M];
+  for (int j = 0; j < M; ++j) a[j] = at_most(splat<f32v>(6.0f), absolute(x[j]));
+  for (int j = 0; j < M; ++j) power[j] = (a[j] * -0.72134752f) * a[j];
+  exp2_each(power);
+  for (int j = 0; j < M; ++j) p[j] = fma(a[j], splat<f32v>(0x1.e77076p-21f), splat<f32v>(-0x1.6effd0p-16f));
+  for (int j = 0; j < M; ++j) p[j] = fma(p[j], a[j], splat<f32v>(0x1.ef44eep-13f));
+  for (int j = 0; j < M; ++j) p[j] = fma(p[j], a[j], splat<f32v>(-0x1.9164eap-10f));
+  for (int j = 0; j < M; ++j) p[j] = fma(p[j], a[j], splat<f32v>(0x1.bd1a7ap-8f));
+  for (int j = 0; j < M; ++j) p[j] = fma(p[j], a[j], splat<f32v>(-0x1.6ffd94p-6f));
+  for (int j = 0; j < M; ++j) p[j] = fma(p[j], a[j], splat<f32v>(0x1.e5ba52p-5f));
+  for (int j = 0; j < M; ++j) p[j] = fma(p[j], a[j], splat<f32v>(-0x1.0d163cp-3f));
+  for (int j = 0; j < M; ++j) p[j] = fma(p[j], a[j], splat<f32v>(0x1.ff0e4ap-3f));
+  for (int j = 0; j < M; ++j) p[j] = fma(p[j], a[j], splat<f32v>(-0x1.9872dep-2f));
+  for (int j = 0; j < M; ++j) p[j] = fma(p[j], a[j], splat<f32v>(0x1.ffff20p-2f));
+  for (int j = 0; j < M; ++j) x[j] = fma(-(a[j] * power[j]), p[j], at_least(splat<f32v>(0.0f), x[j]));
+}
+
+// Where the results of a block of rows go.
+template <class S>
+struct Results {
+  S* y;
+  int64_t stride;
+  const float* residual;  // null for none
+  int64_t residual_stride;
+  bool gelu;
+};
+
+VMAMBA_INLINE f32v finish(f32v sum, const Panels& p, int64_t column, const RowScale&) {
+  return sum + load(p.bias + column);
+}
+VMAMBA_INLINE f32v finish(i32v sum, const Panels& p, int64_t column, const RowScale& row) {
+  const f32v start = fma(splat<f32v>(row.start), load(p.sum + column), load(p.bias + column));
+  return fma(__builtin_convertvector(sum, f32v) * row.scale, load(p.scale + column), start);
+}
+
+template <class S>
+VMAMBA_INLINE void store_columns(S* to, f32v v, int64_t valid) {
+  if (valid >= kLanes<float>) return store_as(to, v);
+  S lanes[kLanes<float>];
+  store_as(lanes, v);
+  for (int64_t i = 0; i < valid; ++i) to[i] = lanes[i];
+}
+
+template <int V, class Sum, class S>
+void finish_tile(const Sum* sums, int64_t rows, const Panels& p, int64_t column, const RowScale* scales,
+                 const Results<S>& results) {
+  constexpr int lanes = kLanes<float>;
+  for (int64_t m = 0; m < rows; ++m) {
+    f32v y[V];
+    for (int v = 0; v < V; ++v) y[v] = finish(sums[m * V + v], p, column + v * lanes, scales[m]);
+    if (results.gelu) gelu_each(y);
+    for (int v = 0; v < V; ++v) {
+      const int64_t at = column + v * lanes, valid = p.outputs - at;
+      if (results.residual) y[v] += load_some<float>(results.residual + m * results.residual_stride + at, int(valid));
+      store_columns(results.y + m * results.stride + at, y[v], valid);
+    }
+  }
+}
+
+// Rows of words times the panels first … end - 1.
+template <class Kind, class S>
+void multiply(const uint32_t* a, int64_t a_stride, int64_t rows, const RowScale* scales, const Panels& p, int64_t first,
+              int64_t end, const Results<S>& results) {
+  typename Kind::Sum sums[2 * kTileRows];
+  for (int64_t panel = first; panel < end; ++panel) {
+    const int64_t column = panel * kPanel;
+    const uint32_t* b = p.words + column * p.depth;
+    const bool whole = p.columns - column >= kPanel;
+    for (int64_t m = 0; m < rows; m += kTileRows) {
+      const int64_t some = smaller(kTileRows, rows - m);
+      Results<S> to = results;
+      to.y += m * to.stride;
+      if (to.residual) to.residual += m * to.residual_stride;
+      if (whole) {
+        sum_rows<Kind, 2>(some, a + m * a_stride, a_stride, b, p.depth, sums);
+        finish_tile<2>(sums, some, p, column, scales + m, to);
+      } else {
+        sum_rows<Kind, 1>(some, a + m * a_stride, a_stride, b, p.depth, sums);
+        finish_tile<1>(sums, some, p, column, scales + m, to);
+      }
+    }
+  }
+}
+
+}  // namespace
