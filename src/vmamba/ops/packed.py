@@ -32,7 +32,13 @@ torch.library.define(
 
 def can_pack() -> str | None:
     """The reason why this process has no packed layers; None if it has."""
-    return unavailable("native")
+    if (problem := unavailable("native")) is not None:
+        return problem
+    try:
+        _kernels()
+    except ImportError as error:
+        return str(error)
+    return None
 
 
 def for_packed(x: Tensor) -> bool:

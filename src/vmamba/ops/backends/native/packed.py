@@ -15,6 +15,9 @@ from vmamba.ops.backends import native
 from vmamba.ops.backends.native import _native  # compiled
 from vmamba.ops.routes import routes
 
+if not hasattr(_native, "product_sets"):
+    raise ImportError("the compiled CPU kernels are older than their Python sources; build them anew (make native)")
+
 #: Instruction sets that this processor runs, the best first.
 PRODUCT_SETS = tuple(_native.product_sets())
 
