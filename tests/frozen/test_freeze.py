@@ -260,6 +260,16 @@ def test_precisions_are_for_float32_on_a_cpu(model: Any) -> None:
         vmamba.freeze(model.bfloat16(), "int8")
 
 
+def test_without_packed_layers(model: Any, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernels are missing, or older than their sources."""
+    expected = vmamba.freeze(model)(images)
+    for module in ("layer", "model"):
+        monkeypatch.setattr(importlib.import_module(f"vmamba.frozen.{module}"), "can_pack", lambda: "there are none")
+    assert relative_error(vmamba.freeze(model)(images), expected) < 1e-5
+    with pytest.raises(FrozenError, match="^freeze: int8 needs the compiled CPU kernels: there are none"):
+        vmamba.freeze(model, "int8")
+
+
 def test_half_precision_and_autocast(model: Any, images: Tensor) -> None:
     half = vmamba.freeze(model.bfloat16())
     with torch.no_grad():

@@ -130,8 +130,7 @@ def test_operators_are_registered_as_pytorch_wants(precision: str) -> None:
     frozen = vmamba.freeze(Block(8), precision)
     names = ["ss2d.in_proj", "ss2d.x_proj", "ss2d.out_proj", "mlp.fc1", "mlp.fc2"]
     of_scan = [frozen.tensors[f"ss2d.{name}"] for name in ("dt_proj_weight", "D", "dt_proj_bias")]
-    parameters = [frozen.packed[name] for name in ("conv.weight", "conv.bias", "A")]
-    parameters = [*parameters[:2], of_scan[0], parameters[2], *of_scan[1:]]
+    parameters = [frozen.packed["conv.weight"], frozen.packed["conv.bias"], of_scan[0], frozen.A, *of_scan[1:]]
     layers = [frozen.packed[name] for name in names]
     torch.library.opcheck(
         torch.ops.vmamba.packed_block, (x, layers, parameters, 32, precision, "cross", [1e-5] * 3), test_utils=tests

@@ -79,7 +79,8 @@ class FrozenBlock(FusedLayer):
         return reason
 
     def pack(self) -> None:
-        self.packed = {"A": negative_exp(self.tensors["ss2d.A_log"])}
+        self.A = negative_exp(self.tensors["ss2d.A_log"])
+        self.packed = {}
         if not self.is_packable():
             return
         norms = {"ss2d.in_proj": "norm1", "ss2d.x_proj": None, "ss2d.out_proj": "ss2d.out_norm"}
@@ -112,7 +113,7 @@ class FrozenBlock(FusedLayer):
     def _whole(self, x: Tensor) -> Tensor:
         names = ["ss2d.in_proj", "ss2d.x_proj", "ss2d.out_proj", *["mlp.fc1", "mlp.fc2"] * self.has_mlp]
         hidden = len(self.tensors["mlp.fc1.weight"]) if self.has_mlp else 0
-        of_scan = [self.tensors["ss2d.dt_proj_weight"], self.packed["A"], self.tensors["ss2d.D"]]
+        of_scan = [self.tensors["ss2d.dt_proj_weight"], self.A, self.tensors["ss2d.D"]]
         of_scan.append(self.tensors["ss2d.dt_proj_bias"])
         parameters = [self.packed["conv.weight"], self.packed["conv.bias"], *of_scan]
         layers, eps = [self.packed[name] for name in names], list(self.eps.values())
@@ -143,7 +144,7 @@ class FrozenBlock(FusedLayer):
     def _scan(self, x: Tensor) -> Tensor:
         dbc = self._linear(x, "ss2d.x_proj").unflatten(-1, (self.routes, -1))
         dt_weight, dt_bias = self.tensors["ss2d.dt_proj_weight"], self.tensors["ss2d.dt_proj_bias"]
-        return ss2d_scan(x, dbc, dt_weight, self.packed["A"], self.tensors["ss2d.D"], dt_bias, self.pattern)
+        return ss2d_scan(x, dbc, dt_weight, self.A, self.tensors["ss2d.D"], dt_bias, self.pattern)
 
     def extra_repr(self) -> str:
         fused = ["norm1+in_proj", "conv+act", "scan", "out_norm+out_proj+residual"]
