@@ -80,7 +80,7 @@ class FrozenBlock(FusedLayer):
 
     def pack(self) -> None:
         self.A = negative_exp(self.tensors["ss2d.A_log"])
-        self.packed = {}
+        self.packed: dict[str, Tensor] = {}
         if not self.is_packable():
             return
         norms = {"ss2d.in_proj": "norm1", "ss2d.x_proj": None, "ss2d.out_proj": "ss2d.out_norm"}

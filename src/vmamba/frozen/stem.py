@@ -39,7 +39,7 @@ class FrozenStem(FusedLayer):
         self.eps = {number: norm.eps for number, _, norm in convs if isinstance(norm, nn.LayerNorm)}
 
     def pack(self) -> None:
-        self.packed = {}
+        self.packed: dict[str, Tensor] = {}
         if self.is_packable():
             self.packed["1"] = pack_convolution(*self.affine("conv1"), "float32")
             if "2" in self.geometry:
