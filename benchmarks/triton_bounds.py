@@ -82,13 +82,14 @@ def _groups(known: dict[str, Any]) -> float:
 
 def _visits(known: dict[str, Any]) -> int:
     """Of a program of `_walk_back`: groups of images × blocks of channels × routes."""
-    parts = triton.cdiv(triton.cdiv(known["last_channel"] + 1, known["C"]), known["blocks"])
+    block = known["C"] * known["G"] if known["SPLIT"] else known["C"]
+    parts = triton.cdiv(triton.cdiv(known["last_channel"] + 1, block), known["blocks"])
     return triton.cdiv(known["groups"], known["grid"][0] // parts) * known["blocks"] * known["K"]
 
 
 def _held(known: dict[str, Any], times: int) -> int:
     """Bytes of a walking program: so many times the tokens of its images, of its channels."""
-    images = 16 * known["G"] // known["CHAINS"]
+    images = 16 * known["G"] // known["CHAINS"]  # or parts of their channels, where warps split those
     return times * known["height"] * known["width"] * images * known["C"] * known["x"].element_size()
 
 
@@ -103,7 +104,7 @@ KERNELS = {
         "dy x dbc",
         "dx ddbc dweight dA dskip dbias",
         lambda known: [_visits(known), known["steps"], known["steps"]],
-        lambda known: _held(known, 5),  # dy, x, dx, and two for `kept`
+        lambda known: _held(known, 4 + min(2, known["CHAINS"])),  # dy, x, `sums` of twice the size, `kept`
     ),
     "_segment_ends": Kernel("x dbc", "sums ends"),
     "_segment_starts": Kernel("sums ends", "ends", lambda known: [triton.cdiv(known["segments"], 256)]),

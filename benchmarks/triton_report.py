@@ -90,7 +90,7 @@ def passes(
     scanned = SS2DOperands(*operands, "cross")
     return {
         "scan": lambda: kernels.ss2d_scan(scanned),
-        "scan, backward": lambda: kernels.ss2d_scan_backward(x, scanned),
+        "scan, backward": lambda: kernels.ss2d_scan_backward(torch.empty_like(x), scanned),
         "convolution": lambda: depthwise_kernels.depthwise_silu(x, weight, offset),
         "convolution, backward": lambda: depthwise_kernels.depthwise_silu_backward(
             torch.empty_like(x), x, weight, offset

@@ -55,3 +55,64 @@ def test_spilled_registers_are_seen() -> None:
     command = [sys.executable, "-c", TOO_LARGE]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert result.stdout.split() == ["True", "True"], result.stderr
+
+
+def run(program: str) -> str:
+    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(REPORT.parent), *filter(None, sys.path)])}
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+DIFFERENT = """
+import torch, triton_report as report
+
+def launches(name, side, batch=128):
+    found = {}
+    for run in report.model(name, side, torch.bfloat16, batch).values():
+        with report.recorded() as recorded:
+            run()
+        found |= {launch.key: launch for launch in recorded}
+    return found
+
+print(len(launches("vmamba_tiny_s1l8", 224)))
+# One image: several patches, of which the kernels for patches know no numbers.
+first, second = launches("vmamba_tiny_s1l8", 1024, 1), launches("vmamba_tiny_s1l8", 992, 1)
+print(sum(launch.kernel == "_gradients" for launch in first.values()), len(set(first) - set(second)))
+large = launches("vanilla_vmamba_tiny", 8192 * 2, 1)
+grids = [launch.grid for launch in large.values()]
+print(max(grid[0] for grid in grids) > 65535, all(programs <= 65535 for grid in grids for programs in grid[1:]))
+"""
+
+
+def test_few_kernels_are_compiled_and_for_images_of_any_size() -> None:
+    """All of a model's scans and convolutions, forward and backward: at most 12. Grids end at 65535 but on one axis."""
+    different, sizes, grids = run(DIFFERENT).splitlines()
+    assert int(different) <= 12
+    assert sizes == "3 0"
+    assert grids == "True True"
+
+
+WAITS = """
+import re
+import torch, triton_report as report
+
+shape = ((2, 14, 14), 32, 6, 1, False, torch.bfloat16)
+several = ((1, 14, 14), 32, 6, 2, False, torch.bfloat16)
+for case, kernel in ((shape, "_walk_back"), (shape, "_walk"), (several, "_gradients")):
+    runs = report.passes(*case)
+    with report.recorded() as launches:
+        runs["scan"](), runs["scan, backward"]()
+    code = report.build(next(launch for launch in launches if launch.kernel == kernel), "gfx942").asm["amdgcn"]
+    lines = [line.split(";")[0].strip() for line in code.splitlines()]
+    lines = [line for line in lines if re.match(r"[a-z_]+\\d* |s_barrier|[sv]_|global_store|flat_store", line)]
+    waits = [i for i, line in enumerate(lines) if line == "s_waitcnt vmcnt(0)" and "s_barrier" in lines[i : i + 4]]
+    stores = [i for i, line in enumerate(lines) if line.startswith(("global_store", "buffer_store"))]
+    print(kernel, bool(stores), bool(waits) and max(stores) < max(waits))
+"""
+
+
+def test_stores_have_arrived_before_other_threads_read_them_on_gfx942() -> None:
+    """The last stores of a route are followed by a wait for them, and that by a barrier: Triton's own does not wait."""
+    assert run(WAITS) == "_walk_back True True\n_walk True True\n_gradients True True\n"

@@ -13,6 +13,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from vmamba.ops.backends.triton import launch as launching
+from vmamba.ops.backends.triton import ss2d_walk_forward as walk_kernels
 
 
 class OnSecondGPU(Tensor):
@@ -56,3 +57,10 @@ def test_kernels_run_on_the_device_of_their_operands(monkeypatch: pytest.MonkeyP
 def test_wide_warps_hold_as_many_threads() -> None:
     assert [launching.waves(warps, 32) for warps in (1, 2, 8)] == [1, 2, 8]
     assert [launching.waves(warps, 64) for warps in (1, 2, 4, 8)] == [2, 2, 2, 4]
+
+
+def test_more_programs_than_a_gpu_takes_are_refused_in_one_line() -> None:
+    operands = (torch.empty(3), 3)
+    with pytest.raises(ValueError, match="_walk would take a grid of 1 × 65536 programs, GPUs take 65535") as caught:
+        launching.launch(walk_kernels._walk, (1, 65536), operands, 2)
+    assert "\n" not in str(caught.value)

@@ -88,10 +88,11 @@ def test_patterns(pattern: str, grid: tuple[int, int]) -> None:
     ("grid", "channels", "rank", "pattern", "chains"),
     [
         ((1, 1), 8, 1, "cross", 0),
-        ((1, 9), 24, 9, "cross", 16),
+        ((1, 9), 24, 9, "cross", 16),  # warps of a program hold different channels, the last ones of which none
         ((9, 1), 8, 8, "cross", 1),
         ((5, 6), 40, 3, "cross", 32),  # a block of channels with a remainder
-        ((7, 7), 16, 17, "cross", 0),  # four chains an image, four images a program, of which two exist
+        ((7, 7), 16, 17, "cross", 0),  # several images a program, of which two exist
+        ((9, 8), 40, 7, "cross", 0),
         ((6, 5), 16, 2, "bidirectional", 4),
         ((3, 5), 16, 2, "unidirectional", 4),
     ],
@@ -104,6 +105,8 @@ def test_walk(
     if chains:
         size = {"CHAINS": chains, "G": max(1, chains // 16), "C": 16}
         monkeypatch.setattr(walk_launch, "shape", lambda *sizes: size)
+        split = {"G": 2, "SPLIT": True} if chains <= 16 and rank > 6 else {"SPLIT": False}
+        monkeypatch.setattr(walk_launch, "shape_back", lambda *sizes: size | split)
     operands = [t.to(DEVICE) for t in ss2d_operands(2, *grid, channels, 1, rank, pattern, torch.float32)]
     dy = torch.randn(operands[0].shape, generator=torch.Generator().manual_seed(1))
     exact = SS2DOperands(*(t.cpu().double() for t in operands), pattern)
@@ -212,11 +215,10 @@ def test_blocks_of_channels_share_the_gradient_of_dbc(monkeypatch: pytest.Monkey
     """Few programs with several blocks and images each, or one program per block: the same sums."""
     operands = [t.to(DEVICE) for t in ss2d_operands(2, 4, 3, channels, 1, 2, "cross", torch.float32)]
     backward = walk_back_kernels if channels == 40 else ss2d_backward_kernels
-    monkeypatch.setattr(walk_launch, "shape", lambda *sizes: {"CHAINS": 16, "G": 1, "C": 16})
     exact = SS2DOperands(*(t.cpu().double() for t in operands), "cross")
     expected = reference.ss2d_scan_backward(exact.x, exact)
     for programs in (1, 1024):
-        monkeypatch.setattr(backward, "ENOUGH_PROGRAMS", programs)
+        monkeypatch.setattr(backward, "ENOUGH_WARPS" if channels == 40 else "ENOUGH_PROGRAMS", programs)
         got = backward.ss2d_scan_backward(operands[0], *operands, "cross")
         assert all(relative_error(a.cpu(), b) < 5e-6 for a, b in zip(got, expected, strict=True))
 

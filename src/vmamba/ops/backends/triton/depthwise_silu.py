@@ -7,12 +7,12 @@ gradients of the weights. Hardly anything is padded: columns go on in the next i
 of all released models, and rows come in pairs.
 
 The backward pass computes the convolution again instead of keeping it: `_differentiated` writes dz = dy · silu'(z) and
-adds up the gradients of weight and bias in registers, through all strips that a program walks; `_convolved` convolves
-dz with the mirrored weights. The programs' sums are added up afterwards in a fixed order: no atomics.
+adds up the gradients of weight and bias in registers, through all strips that a warp walks; `_convolved` convolves
+dz with the mirrored weights. The warps' sums are added up afterwards in a fixed order: no atomics.
 
 Bytes per token and channel with s-byte storage: forward 2s, which is the minimum. Backward: the minimum is 3s (x and dy
 in, dx out); `_differentiated` moves 3s (dz out, rounded as PyTorch's own SiLU rounds it) and `_convolved` 2s. Rows at
-the ends of strips are read twice, mostly from the caches. The programs' sums take 2.6 MB at most.
+the ends of strips are read twice, mostly from the caches. The warps' sums take 2.0 MB at most.
 
 Nothing here has been timed on a GPU.
 """
@@ -34,8 +34,8 @@ FORWARD_TILE = (32, 32, 4, 2)
 BACKWARD_TILE = (16, 32, 4, 2)
 #: Rows of a strip.
 ROWS = 14
-#: Most programs that the gradients of weight and bias are added up in.
-PROGRAMS = 2048
+#: Most programs that the gradients of weight and bias are added up in: as many as an H100 holds at a time.
+PROGRAMS = 396
 
 _SIZES = ("batch", "height", "width", "rows", "items", "programs")  # not those of which loads profit
 
@@ -100,9 +100,14 @@ def _plus(z, row, weights):
 
 
 @triton.jit
-def _plus_ten(a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, b0, b1, b2, b3, b4, b5, b6, b7, b8, b9):
-    """Ten sums at a time: the threads meet once for all of them."""
-    return a0 + b0, a1 + b1, a2 + b2, a3 + b3, a4 + b4, a5 + b5, a6 + b6, a7 + b7, a8 + b8, a9 + b9
+def _store_sums(pointer, s, channels, channel, TOKENS: tl.constexpr, BLOCK: tl.constexpr, WARPS: tl.constexpr):
+    """Store the sum over the columns of every warp, 10 · channels from one to the next: none waits for another."""
+    ROWS: tl.constexpr = TOKENS // WARPS
+    total = tl.sum(tl.reshape(s, (WARPS, ROWS, BLOCK)), 1)[:, None, :]
+    total = tl.reshape(tl.broadcast_to(total, (WARPS, ROWS, BLOCK)), (TOKENS, BLOCK))
+    row = tl.arange(0, TOKENS)[:, None]
+    place = row // ROWS * 10 * channels + channel[None, :]
+    tl.store(pointer + place, total, mask=(row % ROWS == 0) & (channel < channels)[None, :])
 
 
 @triton.jit
@@ -180,8 +185,9 @@ def _differentiated(
     TOKENS: tl.constexpr,
     BLOCK: tl.constexpr,
     AHEAD: tl.constexpr,
+    WARPS: tl.constexpr,
 ):
-    """dz, and a program's part (10, C) of the gradients: nine of the weight, one of the bias.
+    """dz, and each warp's part (10, C) of the gradients: nine of the weight, one of the bias.
 
     Program p of a block of channels walks through the items p, p + programs, …; an item is a strip of some columns.
 
@@ -217,10 +223,10 @@ def _differentiated(
                 s6, s7, s8 = tl.fma(d, below[0], s6), tl.fma(d, below[1], s7), tl.fma(d, below[2], s8)
                 s9 += d
                 above, here = here, below
-    sums += program * 10 * channels + channel
-    total = tl.reduce((s0, s1, s2, s3, s4, s5, s6, s7, s8, s9), 0, _plus_ten)
+    sums += program * WARPS * 10 * channels
+    total = (s0, s1, s2, s3, s4, s5, s6, s7, s8, s9)
     for i in tl.static_range(10):
-        tl.store(sums + i * channels, total[i], mask=channel < channels)
+        _store_sums(sums + i * channels, total[i], channels, channel, TOKENS, BLOCK, WARPS)
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, adjoint: bool) -> Tensor:
@@ -249,9 +255,9 @@ def depthwise_silu_backward(
     blocks = triton.cdiv(channels, block)
     items = triton.cdiv(batch * width, tokens) * triton.cdiv(height, ROWS)
     programs = torch.sym_min(items, max(1, PROGRAMS // blocks))
-    dz, sums = torch.empty_like(x), x.new_empty((programs, 10, channels), dtype=torch.float32)
+    dz, sums = torch.empty_like(x), x.new_empty((programs * warps, 10, channels), dtype=torch.float32)
     operands: tuple[Any, ...] = (dy, x, weight, weight if bias is None else bias, dz, sums, *x.shape, ROWS)
-    constants = {"HAS_BIAS": bias is not None, "TOKENS": tokens, "BLOCK": block, "AHEAD": ahead}
+    constants = {"HAS_BIAS": bias is not None, "TOKENS": tokens, "BLOCK": block, "AHEAD": ahead, "WARPS": warps}
     launch(_differentiated, (programs * blocks,), (*operands, items, programs), warps, **constants)
     total = sums.sum(0)
     return _convolve(dz, weight, None, adjoint=True), total[:9].T.reshape(weight.shape), total[9].clone()

@@ -22,11 +22,19 @@ def launch(kernel: Any, grid: tuple[int, ...], operands: Sequence[Any], warps: i
 
     Args:
         kernel: A function of Triton.
-        grid: Programs. Its second and third dimension end at 65535, so kernels here count theirs in the first.
+        grid: Programs.
         operands: Tensors and numbers, in the order of the kernel's parameters.
         warps: Of 32 threads, per program.
         constants: The kernel's ``constexpr`` parameters.
+
+    Raises:
+        ValueError: For more programs on the second or third axis than a GPU takes.
     """
+    if any(isinstance(programs, int) and programs > 65535 for programs in grid[1:]):
+        raise ValueError(
+            f"{kernel.fn.__name__} would take a grid of {' × '.join(map(str, grid))} programs, GPUs take 65535 on each "
+            "axis but the first; split the batch or the sequence"
+        )
     first = next(t for t in operands if isinstance(t, Tensor))
     traced = FakeTensor is not None and isinstance(first, (FakeTensor, FunctionalTensor))
     if INTERPRETED:

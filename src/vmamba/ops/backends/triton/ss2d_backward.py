@@ -31,10 +31,11 @@ import triton.language as tl
 from torch import Tensor
 
 from vmamba.ops.backends.triton import ss2d_forward as ss2d_kernels
-from vmamba.ops.backends.triton.launch import launch, product_precision
+from vmamba.ops.backends.triton.launch import launch, product_precision, stores_lag
 from vmamba.ops.backends.triton.tiles import (
     LOG2E,
     RANKS,
+    add,
     flat_tokens,
     in_tile,
     line_starts,
@@ -44,6 +45,7 @@ from vmamba.ops.backends.triton.tiles import (
     softplus,
     softplus_slope,
     states,
+    wait_for_stores,
 )
 from vmamba.ops.routes import routes
 
@@ -54,14 +56,7 @@ ENOUGH_PROGRAMS = 1024
 TILE = (8, 16, 4)
 
 
-@triton.jit
-def _add(pointer, value, mask, times):
-    """Store the first value, add the next ones: those before which there were some `times`."""
-    later = mask.to(tl.int32) * times > 0
-    tl.store(pointer, value + tl.load(pointer, mask=later, other=0.0), mask=mask)
-
-
-@triton.jit(do_not_specialize=["batch", "patches", "blocks"])
+@triton.jit(do_not_specialize=(*ss2d_kernels.SIZES, "batch", "patches", "blocks", "last_cell"))
 def _gradients(
     dy,
     x,
@@ -98,6 +93,7 @@ def _gradients(
     BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
     GRADIENT: tl.constexpr,
+    WAITS: tl.constexpr,
 ):
     """All gradients of every so many patches, for `blocks` blocks of channels.
 
@@ -142,7 +138,7 @@ def _gradients(
         v = tl.load(dy + tokens * channels + place, mask=inside, other=0.0).to(tl.float32)
         if k == 0:
             total = tl.sum(tl.sum(u * v, 0), 0)
-            _add(dskip + program * channels + channel, total, exists, turn)
+            add(dskip + program * channels + channel, total, exists, turn)
         delta = tl.where(valid[:, :, None], softplus(z), 0.0)
         weighted = delta * u
         dweighted, ddelta = tl.zeros_like(delta), tl.zeros_like(delta)
@@ -167,15 +163,15 @@ def _gradients(
                 start = line_starts(decay, drive, P, False)
                 end = line_starts(decay, decay * pull, P, True)
             carried = decay * states(decay, drive, start, P, False)
-            _add(dhere + row + N, tl.sum(v * (carried + drive), 2), valid, block)
+            add(dhere + row + N, tl.sum(v * (carried + drive), 2), valid, block)
             tl.debug_barrier()  # the states before the adjoints: registers are scarce
             adjoint = pull + states(decay, decay * pull, end, P, True)
-            _add(dhere + row, tl.sum(adjoint * weighted, 2), valid, block)
+            add(dhere + row, tl.sum(adjoint * weighted, 2), valid, block)
             dweighted = tl.fma(adjoint, b[:, :, None], dweighted)
             through_decay = adjoint * carried
             ddelta = tl.fma(through_decay, rate[None, None, :], ddelta)
             total = tl.sum(tl.sum(through_decay * delta, 0), 0)
-            _add(dA + program * channels * (K * N) + parameter, total, exists, turn)
+            add(dA + program * channels * (K * N) + parameter, total, exists, turn)
         passed = tl.load(skip + k * channels + channel, mask=exists, other=0.0).to(tl.float32)
         du = tl.fma(v, passed[None, None, :], dweighted * delta)
         cell = in_tile((h - top) * P + (w - left), tl.arange(0, BLOCK), pitch, BLOCK)
@@ -184,7 +180,7 @@ def _gradients(
         tl.store(dx + tokens * channels + place, du.to(dx.dtype.element_ty), mask=inside & (k == K - 1))
         dz = tl.fma(dweighted, u, ddelta) * softplus_slope(delta)
         parameter = (program * K + k) * channels + channel
-        _add(dbias + parameter, tl.sum(tl.sum(dz, 0), 0), exists, turn)
+        add(dbias + parameter, tl.sum(tl.sum(dz, 0), 0), exists, turn)
         dz = tl.reshape(dz, (P * P, BLOCK))
         for first in tl.range(0, R, RANKS, num_stages=1):
             r, at, known_ranks = load_rank(flat, known, first, here, k, K, N, R)
@@ -193,15 +189,15 @@ def _gradients(
                 tl.trans(load_weight(weight, channel, channels, first, k, R)),
                 input_precision=GRADIENT,
             )
-            _add(dhere + at, dr, known_ranks, block)
+            add(dhere + at, dr, known_ranks, block)
             rank = first + tl.arange(0, RANKS)
-            _add(
+            add(
                 dweight + parameter[None, :] * R + rank[:, None],
                 tl.dot(tl.trans(r.to(tl.float32)), dz, input_precision=GRADIENT),
                 exists[None, :] & (rank < R)[:, None],
                 turn,
             )
-        tl.debug_barrier()  # what was stored in scratch and ddbc is read by other threads of this program
+        wait_for_stores(WAITS)  # what was stored in scratch and ddbc is read by other threads of this program
 
 
 def ss2d_scan_backward(
@@ -243,6 +239,7 @@ def ss2d_scan_backward(
         PER_LINE=routes(pattern)[0].per_line,
         SINGLE=patches == 1,
         GRADIENT=product_precision(x.dtype),
+        WAITS=stores_lag(),
         **chosen,
     )
     return dx, ddbc.sum(0), dweight.sum(0), dA.sum(0), dskip.sum(0).repeat(chosen["K"], 1), dbias.sum(0)

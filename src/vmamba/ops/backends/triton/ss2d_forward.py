@@ -39,6 +39,7 @@ from vmamba.ops.backends.triton.tiles import (
     in_tile,
     line_starts,
     patch_tokens,
+    program,
     project,
     softplus,
     states,
@@ -46,6 +47,8 @@ from vmamba.ops.backends.triton.tiles import (
 )
 from vmamba.ops.routes import routes
 
+#: Numbers that no load profits from: kernels are not compiled again for some of them.
+SIZES = ("height", "width", "last_channel", "segments")
 #: Segments that `_segment_starts` composes at a time: steps × lines.
 CHAIN = (16, 16)
 
@@ -60,7 +63,7 @@ def _state(
     return rate[None, None, :], row, ((image * K + k) * N + n) * segments * channels
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _segment_ends(
     dy,
     x,
@@ -95,8 +98,8 @@ def _segment_ends(
     finds x and dy, the other blocks of channels find dbc, in the caches.
     """
     channels = last_channel + 1
-    channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    patch, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    block, patch, image = program(tl.cdiv(channels, BLOCK), tl.cdiv(height, P) * tl.cdiv(width, P))
+    channel = block * BLOCK + tl.arange(0, BLOCK)
     exists = channel < channels
     x += image * height * width * channels
     dy += image * height * width * channels
@@ -136,7 +139,7 @@ def _segment_ends(
                             tl.store(pushed + offset + place, final(h, P, ((BACKWARD >> k) & 1) == 0), mask=kept)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _segment_starts(
     sums,
     ends,
@@ -161,8 +164,8 @@ def _segment_starts(
     further state, from the caches.
     """
     channels = last_channel + 1
-    channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    k, image, n = tl.program_id(1) // N, tl.program_id(2).to(tl.int64), tl.program_id(1) % N
+    block, state, image = program(tl.cdiv(channels, BLOCK), K * N)
+    channel, k, n = block * BLOCK + tl.arange(0, BLOCK), state // N, state % N
     exists = channel < channels
     columns, backward = ((COLUMNS >> k) & 1) == 1, ((BACKWARD >> k) & 1) == 1
     per_line = tl.where(columns, tl.cdiv(height, P), tl.cdiv(width, P))
@@ -190,7 +193,7 @@ def _segment_starts(
         tl.store(ends + place, states(a, d, start, STEPS, False), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _outputs(
     x,
     dbc,
@@ -221,8 +224,8 @@ def _outputs(
     the second orientation finds x, the other blocks of channels find dbc, in the caches.
     """
     channels = last_channel + 1
-    channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    patch, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    block, patch, image = program(tl.cdiv(channels, BLOCK), tl.cdiv(height, P) * tl.cdiv(width, P))
+    channel = block * BLOCK + tl.arange(0, BLOCK)
     exists = channel < channels
     x += image * height * width * channels
     y += image * height * width * channels
@@ -293,7 +296,7 @@ def chain(ends: Tensor, sums: Tensor, A: Tensor, height: int, width: int, **cons
     segments, channels = sums.shape[-2:]
     launch(
         _segment_starts,
-        (triton.cdiv(channels, 16), constants["K"] * constants["N"], sums.shape[0]),
+        (triton.cdiv(channels, 16) * constants["K"] * constants["N"] * sums.shape[0],),
         (sums, ends, A, height, width, channels - 1, segments),
         8,
         STEPS=CHAIN[0],
@@ -323,7 +326,7 @@ def segment_states(
     pushed = starts if dy is None else torch.empty_like(starts)
     launch(
         _segment_ends,
-        (triton.cdiv(channels, chosen["BLOCK"]), down * across, batch),
+        (triton.cdiv(channels, chosen["BLOCK"]) * down * across * batch,),
         (
             x if dy is None else dy,
             x,
@@ -365,7 +368,7 @@ def ss2d_scan(x: Tensor, dbc: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, d
         starts, _, segments = segment_states(None, x, dbc, dt_weight, A, dt_bias, pattern, warps, **chosen)
     launch(
         _outputs,
-        (triton.cdiv(channels, chosen["BLOCK"]), patches, batch),
+        (triton.cdiv(channels, chosen["BLOCK"]) * patches * batch,),
         (x, dbc, dt_weight, A, D, dt_bias, starts, y, height, width, channels - 1, segments),
         warps,
         PER_LINE=routes(pattern)[0].per_line,

@@ -67,10 +67,16 @@ def through(a, d, reverse: tl.constexpr):
 
 
 @triton.jit
+def around(a, d, reverse: tl.constexpr):
+    """Composed maps from the start of axis 0 (the end, in reverse) up to each position: with it, and without."""
+    one, zero = tl.zeros_like(a) + 1.0, tl.zeros_like(a)
+    return tl.associative_scan((a, d, one, zero), 0, _then_keeping, reverse=reverse)
+
+
+@triton.jit
 def before(a, d, reverse: tl.constexpr):
     """Composed maps from the start of axis 0 (the end, in reverse) up to, not including, each position."""
-    one, zero = tl.zeros_like(a) + 1.0, tl.zeros_like(a)
-    _, _, m, x = tl.associative_scan((a, d, one, zero), 0, _then_keeping, reverse=reverse)
+    _, _, m, x = around(a, d, reverse)
     return m, x
 
 
@@ -206,3 +212,28 @@ def project(
         if r.dtype != tl.float32:
             z = _product(r, (w - high.to(tl.float32)).to(r.dtype), z, PRECISION)
     return tl.reshape(z, (P, P, BLOCK))
+
+
+@triton.jit
+def add(pointer, value, mask, times):
+    """Store the first value, add the next ones: those before which there were some `times`."""
+    later = mask.to(tl.int32) * times > 0
+    tl.store(pointer, value + tl.load(pointer, mask=later, other=0.0), mask=mask)
+
+
+@triton.jit
+def wait_for_stores(WAITS: tl.constexpr):
+    """A barrier after which every thread of the program reads what any of them stored. See `launch.stores_lag`."""
+    if WAITS:
+        tl.inline_asm_elementwise("s_waitcnt vmcnt(0)", "=v", [], dtype=tl.int32, is_pure=False, pack=1)
+    tl.debug_barrier()
+
+
+@triton.jit
+def program(first, second):
+    """Number of this program on each of three axes, of which the first two have so many; the last as int64.
+
+    Grids have one dimension, which alone may be larger than 65535.
+    """
+    number = tl.program_id(0)
+    return number % first, number // first % second, (number // first // second).to(tl.int64)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vmamba.ops.backends.triton.tiles import LOG2E, WIDE, before
+from vmamba.ops.backends.triton.tiles import LOG2E, WIDE, around, before
 
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -62,17 +62,32 @@ def rows(t, G: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def row_chains(G: tl.constexpr):
-    """Number, in the order of the tiles, of the chain of each row."""
+def row_chains(G: tl.constexpr, SPLIT: tl.constexpr):
+    """Number of the chain of each row: in the order of the tiles, or the same 16 in every warp where they `SPLIT`."""
     row = tl.arange(0, 16 * G)
-    return row // 8 % G * 16 + row // (8 * G) * 8 + row % 8
+    chain = row // (8 * G) * 8 + row % 8
+    return chain if SPLIT else row // 8 % G * 16 + chain
 
 
 @triton.jit
-def tile_channels(first, C: tl.constexpr):
-    """Channel of each column of the tiles."""
-    column = tl.arange(0, C)
-    return first + column // 2 % 4 * (C // 4) + column // 8 * 2 + column % 2
+def row_channels(first, G: tl.constexpr, C: tl.constexpr, SPLIT: tl.constexpr):
+    """Channels of each row, [16 G, C]; [1, C] where they are the same for all."""
+    channel = first + tl.arange(0, C)[None, :]
+    return channel + (tl.arange(0, 16 * G) // 8 % G * C)[:, None] if SPLIT else channel
+
+
+@triton.jit
+def column_channels(column, C: tl.constexpr):
+    """Channel, counted from the first, of a column of the tiles."""
+    return column // 2 % 4 * (C // 4) + column // 8 * 2 + column % 2
+
+
+@triton.jit
+def tile_channels(first, G: tl.constexpr, C: tl.constexpr, SPLIT: tl.constexpr):
+    """Channel of each column of the tiles, [G, 1, C] where the warps `SPLIT` the channels, else [1, 1, C]."""
+    channel = first + column_channels(tl.arange(0, C), C)[None, :]
+    channel = channel + (tl.arange(0, G) * C)[:, None] if SPLIT else channel
+    return channel[:, None, :]
 
 
 @triton.jit
@@ -91,10 +106,9 @@ def image_order(s, columns, height, width, inverse):
 
 
 @triton.jit
-def row_places(token, first, channels, C: tl.constexpr):
-    """Places of the rows of tokens in memory: C / 4 channels of each lane together."""
-    channel = first + tl.arange(0, C)
-    place = token[:, None] * channels + channel[None, :]
+def row_places(token, channel, channels, C: tl.constexpr):
+    """Places of the rows of tokens in memory, of `row_channels`: C / 4 channels of each lane together."""
+    place = token[:, None] * channels + channel
     return tl.max_contiguous(tl.multiple_of(place, (1, C // 4)), (1, C // 4))
 
 
@@ -133,22 +147,38 @@ def over_channels(t, G: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def load_parameter(pointer, first, channels, G: tl.constexpr, C: tl.constexpr):
-    """A parameter of every channel, [1, 1, C]."""
-    channel = tile_channels(first, C)
-    return tl.load(pointer + channel, mask=channel < channels, other=0.0).to(tl.float32)[None, None, :]
+def load_parameter(pointer, first, channels, G: tl.constexpr, C: tl.constexpr, SPLIT: tl.constexpr):
+    """A parameter of every channel, as `tile_channels` has them."""
+    channel = tile_channels(first, G, C, SPLIT)
+    return tl.load(pointer + channel, mask=channel < channels, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def line_channels(first, G: tl.constexpr, C: tl.constexpr, SPLIT: tl.constexpr):
+    """Channels of every warp in the order in which operands and results of products hold them, [C G]."""
+    line = tl.arange(0, C * G)
+    channel = first + line % 8 // 2 * (C // 4) + line // (8 * G) * 2 + line % 2
+    return channel + line // 8 % G * C if SPLIT else channel
 
 
 @triton.jit
 def _load_weight_eight(
-    weight, kind, first, channels, k, part: tl.constexpr, R: tl.constexpr, G: tl.constexpr, C: tl.constexpr
+    weight,
+    kind,
+    first,
+    channels,
+    k,
+    part: tl.constexpr,
+    R: tl.constexpr,
+    G: tl.constexpr,
+    C: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):
     """Eight ranks of the Δ projection of route k, times log2(e), [C / 8, G, 1, 8 channels, 8 ranks], for every warp.
 
     In the type of `kind`, and what this rounds off: nothing of a float32 weight is lost but the last bits.
     """
-    column, rank = tl.arange(0, C * G), tl.arange(0, 8)[None, :]
-    channel = first + column % 8 // 2 * (C // 4) + column // (8 * G) * 2 + column % 2
+    channel, rank = line_channels(first, G, C, SPLIT), tl.arange(0, 8)[None, :]
     place = ((k * channels + channel) * R)[:, None] + part * 8 + rank
     place = tl.max_contiguous(tl.multiple_of(place, (1, 2 - R % 2)), (1, 2))
     mask = (channel < channels)[:, None] & (rank < R - part * 8)
@@ -166,13 +196,15 @@ def _operand(left, right, G: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def load_weights(weight, kind, first, channels, k, R: tl.constexpr, G: tl.constexpr, C: tl.constexpr):
+def load_weights(
+    weight, kind, first, channels, k, R: tl.constexpr, G: tl.constexpr, C: tl.constexpr, SPLIT: tl.constexpr
+):
     """The Δ projection of route k as operands of `project`: two for every sixteen ranks, for the last eight one."""
     operands = ()
     for part in tl.static_range(0, (R + 7) // 8, 2):
-        high, low = _load_weight_eight(weight, kind, first, channels, k, part, R, G, C)
+        high, low = _load_weight_eight(weight, kind, first, channels, k, part, R, G, C, SPLIT)
         if part * 8 + 8 < R:
-            high2, low2 = _load_weight_eight(weight, kind, first, channels, k, part + 1, R, G, C)
+            high2, low2 = _load_weight_eight(weight, kind, first, channels, k, part + 1, R, G, C, SPLIT)
             pair = (_operand(high, high2, G, C), _operand(low, low2, G, C))
         else:
             pair = (_operand(high, low, G, C),)
@@ -181,7 +213,7 @@ def load_weights(weight, kind, first, channels, k, R: tl.constexpr, G: tl.conste
 
 
 @triton.jit
-def _product(a, b, z, PRECISION: tl.constexpr):
+def product(a, b, z, PRECISION: tl.constexpr):
     """z + a b in float32; the interpreter has no products of bfloat16."""
     if WIDE:
         a, b = a.to(tl.float32), b.to(tl.float32)
@@ -206,158 +238,70 @@ def project(ranks, operands, z, R: tl.constexpr, G: tl.constexpr, PRECISION: tl.
         else:
             r = tl.broadcast_to(ranks[part], (G, 16, 2, 8))
         r = tl.reshape(r, (G, 16, 16))
-        z = _product(r, operands[part], z, PRECISION)
+        z = product(r, operands[part], z, PRECISION)
         if part * 8 + 8 < R:
-            z = _product(r, operands[part + 1], z, PRECISION)
+            z = product(r, operands[part + 1], z, PRECISION)
     return z
 
 
 @triton.jit
-def load_transposed(transposed, kind, first, channels, k, R: tl.constexpr, G: tl.constexpr, C: tl.constexpr):
-    """Operands [G, C, 8] of `project_back`: the transpose (K, R, D) of the Δ projection, and selections.
-
-    The last two sum over the channels, into the columns of b and c. They are loaded, though nothing is read, so that
-    the compiler has them where the tensor cores want them.
-    """
-    operands = ()
-    line, column = tl.arange(0, C * G), tl.arange(0, 8)[None, :]
-    rank = (line % 8)[:, None]
-    channel = (first + line // (8 * G) * 2)[:, None] + (column // 2 * (C // 4) + column % 2)
-    for part in tl.static_range((R + 7) // 8 + 2):
-        place = (k * R + part * 8 + rank) * channels + channel
-        place = tl.max_contiguous(tl.multiple_of(place, (1, 2)), (1, 2))
-        if part < (R + 7) // 8:
-            w = tl.load(transposed + place, mask=(rank < R - part * 8) & (channel < channels), other=0.0)
-        else:
-            one = tl.where(rank == (R + part - (R + 7) // 8) % 8, 1.0, 0.0).to(transposed.dtype.element_ty)
-            w = tl.load(transposed + place, mask=channel < 0, other=tl.broadcast_to(one, (C * G, 8)))
-        w = tl.permute(tl.reshape(_factor(w, kind), (C // 8, G, 8, 8)), (1, 0, 3, 2))
-        operands += (tl.reshape(w, (G, C, 8)),)
-    return operands
+def _final(t, P: tl.constexpr, reverse: tl.constexpr):
+    """The last row (the first, in reverse)."""
+    return tl.sum(tl.where((tl.arange(0, P) == (0 if reverse else P - 1))[:, None], t, 0.0), 0)
 
 
 @triton.jit
-def _factor(t, kind):
-    """A factor of gradients: bfloat16 where `kind` points to it, else float32; float16 has too small a range."""
-    return t.to(tl.bfloat16 if kind.dtype.element_ty == tl.bfloat16 else tl.float32)
-
-
-@triton.jit
-def no_gradients(R: tl.constexpr, G: tl.constexpr, C: tl.constexpr):
-    """Zeros that `project_back` adds the gradients of the weights to, and of the bias."""
-    zeros = ()
-    for _part in tl.static_range((R + 7) // 8 + 1):
-        zeros += (tl.zeros((G, C, 8), tl.float32),)
-    return zeros
-
-
-@triton.jit
-def project_back(
-    ranks,
-    drow,
-    valid,
-    dz,
-    db,
-    dc,
-    kind,
-    operands,
-    dw,
-    times,
-    R: tl.constexpr,
-    G: tl.constexpr,
-    C: tl.constexpr,
-    PRECISION: tl.constexpr,
+def _starts_of_runs(
+    maps, RUN: tl.constexpr, RUNS: tl.constexpr, G: tl.constexpr, C: tl.constexpr, reverse: tl.constexpr
 ):
-    """Gradients of the tokens of a step, from those of z and the terms of those of b and c, all [G, 16, C].
-
-    Those of r, b and c are added to what `drow` points to (stored, where there were none before: `times`), that of the
-    weights and the bias to `dw`, which is returned. Products over chains take an exchange between the lanes of a warp.
-    """
-    dz, db, dc = _factor(dz, kind), _factor(db, kind), _factor(dc, kind)
-    across, sums = tl.permute(dz, (0, 2, 1)), ()
-    LAST: tl.constexpr = (R + 7) // 8
-    for part in tl.static_range((R + 9) // 8):
-        entry = tl.arange(0, 8)[None, :]
-        place = tl.max_contiguous(tl.multiple_of(entry, (1, 2)), (1, 2))
-        mask = valid[:, None]
-        if part * 8 + 8 > R + 2:
-            mask = mask & (entry < R + 2 - part * 8)
-        later = mask & (tl.full((1, 1), 1, tl.int32) * times > 0)
-        total = tl.load(drow[:, None] + place + part * 8, mask=later, other=0.0)
-        total = tl.reshape(tl.permute(tl.reshape(total, (2, G, 8, 8)), (1, 0, 2, 3)), (G, 16, 8))
-        if part < LAST:
-            total = _product(dz, operands[part], total, PRECISION)
-        if part == R // 8:
-            total = _product(db, operands[LAST], total, PRECISION)
-        if part == (R + 1) // 8:
-            total = _product(dc, operands[LAST + 1], total, PRECISION)
-        total = tl.reshape(tl.permute(tl.reshape(total, (G, 2, 8, 8)), (1, 0, 2, 3)), (16 * G, 8))
-        tl.store(drow[:, None] + place + part * 8, total, mask=mask)
-        if part < LAST:
-            r = _factor(tl.reshape(ranks[part], (G, 16, 8)), kind)
-            sums += (_product(across, r, dw[part], PRECISION),)
-    ones = tl.full((G, 16, 8), 1.0, tl.float32).to(across.dtype)
-    return sums + (_product(across, ones, dw[LAST], PRECISION),)  # noqa: RUF005
+    """State that each chain starts with, from the composed maps of every run."""
+    a, d, m, start = maps
+    N: tl.constexpr = 16 * G // RUN
+    IMAGES: tl.constexpr = N // RUNS
+    if RUNS > 1:
+        a = tl.permute(tl.reshape(_final(a, RUN, reverse), (IMAGES, RUNS, C)), (1, 0, 2))
+        d = tl.permute(tl.reshape(_final(d, RUN, reverse), (IMAGES, RUNS, C)), (1, 0, 2))
+        _, first = before(tl.reshape(a, (RUNS, IMAGES * C)), tl.reshape(d, (RUNS, IMAGES * C)), reverse)
+        first = tl.permute(tl.reshape(first, (RUNS, IMAGES, C)), (1, 0, 2))
+        start = tl.fma(m, tl.reshape(first, (N * C,))[None, :], start)
+    return tl.reshape(tl.permute(tl.reshape(start, (RUN, N, C)), (1, 0, 2)), (G, 16, C))
 
 
 @triton.jit
-def add(pointer, value, mask, times):
-    """Store the first value, add the next ones: those before which there were some `times`."""
-    later = mask.to(tl.int32) * times > 0
-    tl.store(pointer, value + tl.load(pointer, mask=later, other=0.0), mask=mask)
-
-
-@triton.jit
-def add_parameter(pointer, value, first, channels, pitch, times, G: tl.constexpr, C: tl.constexpr):
-    """`add` the sums over the chains of a warp, of [G, 16, C], to a gradient of every channel and warp.
-
-    `pitch`: From one warp's to the next. No warp waits for another.
-    """
-    total = rows(tl.broadcast_to(tl.sum(value, 1)[:, None, :], (G, 16, C)), G, C)
-    row = tl.arange(0, 16 * G)
-    channel = first + tl.arange(0, C)[None, :]
-    place = tl.multiple_of((row // 8 % G * pitch)[:, None] + channel, (1, C // 4))
-    mask = ((row < 8 * G) & (row % 8 == 0))[:, None] & (channel < channels)
-    add(pointer + tl.max_contiguous(place, (1, C // 4)), total, mask, times)
-
-
-@triton.jit
-def add_bias(pointer, dw, first, channels, pitch, times, R: tl.constexpr, G: tl.constexpr, C: tl.constexpr):
-    """`add` the gradient of the bias of every warp: any column of the last of `dw`, [G, C, 8]."""
-    line, column = tl.arange(0, C * G), tl.arange(0, 8)[None, :]
-    channel = first + line % 8 // 2 * (C // 4) + line // (8 * G) * 2 + line % 2
-    place = (line // 8 % G * pitch + channel)[:, None] + column
-    place = tl.max_contiguous(place, (1, 2))
-    mask = (channel < channels)[:, None] & (column == 0)
-    total = tl.reshape(tl.permute(tl.reshape(dw[(R + 7) // 8], (G, C // 8, 8, 8)), (1, 0, 2, 3)), (C * G, 8))
-    add(pointer + place, total, mask, times)
-
-
-@triton.jit
-def add_weights(pointer, dw, first, channels, k, pitch, times, R: tl.constexpr, G: tl.constexpr, C: tl.constexpr):
-    """`add` the gradient of the Δ projection of route k, of every warp."""
-    line, rank = tl.arange(0, C * G), tl.arange(0, 8)[None, :]
-    channel = first + line % 8 // 2 * (C // 4) + line // (8 * G) * 2 + line % 2
-    for part in tl.static_range((R + 7) // 8):
-        place = (line // 8 % G * pitch + (k * channels + channel) * R)[:, None] + part * 8 + rank
-        place = tl.max_contiguous(tl.multiple_of(place, (1, 2 - R % 2)), (1, 2))
-        mask = (channel < channels)[:, None] & (rank < R - part * 8)
-        total = tl.reshape(tl.permute(tl.reshape(dw[part], (G, C // 8, 8, 8)), (1, 0, 2, 3)), (C * G, 8))
-        add(pointer + place, total, mask, times)
-
-
-@triton.jit
-def starts(a, d, CHAINS: tl.constexpr, G: tl.constexpr, C: tl.constexpr, reverse: tl.constexpr):
-    """State that each chain starts with (or ends with, in reverse), from the maps of all chains, [G, 16, C]."""
+def starts(a, d, CHAINS: tl.constexpr, G: tl.constexpr, C: tl.constexpr):
+    """State that each chain starts with, from the maps of all chains, [G, 16, C]."""
     IMAGES: tl.constexpr = 16 * G // CHAINS
     a, d = tl.reshape(a, (IMAGES, CHAINS, C)), tl.reshape(d, (IMAGES, CHAINS, C))
-    _, start = before(tl.permute(a, (1, 0, 2)), tl.permute(d, (1, 0, 2)), reverse)
+    _, start = before(tl.permute(a, (1, 0, 2)), tl.permute(d, (1, 0, 2)), False)
     return tl.reshape(tl.permute(start, (1, 0, 2)), (G, 16, C))
 
 
 @triton.jit
-def wait_for_stores(WAITS: tl.constexpr):
-    """A barrier after which every thread of the program reads what any of them stored. See `launch.stores_lag`."""
-    if WAITS:
-        tl.inline_asm_elementwise("s_waitcnt vmcnt(0)", "=v", [], dtype=tl.int32, is_pure=False, pack=1)
-    tl.debug_barrier()
+def starts_and_ends(a, d, p, CHAINS: tl.constexpr, G: tl.constexpr, C: tl.constexpr):
+    """`starts` from the maps (a, d), and the same against the route from (a, p).
+
+    First over runs of as many chains as a lane can have of one channel, so that each warp keeps its own. What is
+    exchanged within warps goes together, since the program waits before every exchange. So both maps are composed in
+    both directions, and the compiler leaves out what is not taken.
+    """
+    RUN: tl.constexpr = C // 2 if CHAINS > C // 2 else CHAINS
+    N: tl.constexpr = 16 * G // RUN
+    a = _runs_of_two(tl.join(a, a), RUN, N, C)
+    d = _runs_of_two(tl.join(d, p), RUN, N, C)
+    along, against = around(a, d, False), around(a, d, True)
+    a0, d0, m0, x0 = _of_two(along[0]), _of_two(along[1]), _of_two(along[2]), _of_two(along[3])
+    a1, d1, m1, x1 = _of_two(against[0]), _of_two(against[1]), _of_two(against[2]), _of_two(against[3])
+    first = _starts_of_runs((a0[0], d0[0], m0[0], x0[0]), RUN, CHAINS // RUN, G, C, False)
+    return first, _starts_of_runs((a1[1], d1[1], m1[1], x1[1]), RUN, CHAINS // RUN, G, C, True)
+
+
+@triton.jit
+def _runs_of_two(t, RUN: tl.constexpr, N: tl.constexpr, C: tl.constexpr):
+    """[G, 16, C, 2] → [RUN, 2 N C]."""
+    return tl.reshape(tl.permute(tl.reshape(t, (N, RUN, C, 2)), (1, 3, 0, 2)), (RUN, 2 * N * C))
+
+
+@triton.jit
+def _of_two(t):
+    """[RUN, 2 M] → two times [RUN, M]."""
+    return tl.split(tl.permute(tl.reshape(t, (t.shape[0], 2, t.shape[1] // 2)), (0, 2, 1)))

@@ -41,6 +41,20 @@ def shape(x: Tensor, steps: int, limit: int, channels: int) -> dict[str, int]:
     return {"CHAINS": chains, "G": max(1, chains // 16), "C": channels}
 
 
+def shape_back(x: Tensor, rank: int) -> dict[str, int]:
+    """The same for the backward pass; where an image is few chains, the warps `SPLIT` the channels.
+
+    There are as many warps as groups of 8 of the rank + 2 entries of a token, so that each adds up one of them. Up to
+    64 tokens are one chain, of which nothing must be composed.
+    """
+    limit = 128 if rank <= 16 else 32 if rank <= 32 else 8  # with more chains, kernels spill
+    chosen = shape(x, 25 if x.shape[1] * x.shape[2] > 64 else 64, limit, 16)
+    split = chosen["CHAINS"] <= 16 and rank + 2 > 8
+    if split:
+        chosen["G"] = triton.next_power_of_2(triton.cdiv(rank + 2, 8))
+    return chosen | {"SPLIT": split}
+
+
 def constants(x: Tensor, dbc: Tensor, rank: int, pattern: str) -> dict[str, Any]:
     """The constants that the kernels are specialised for, without their shape."""
     chosen = routes(pattern)
