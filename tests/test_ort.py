@@ -82,6 +82,43 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
         vmamba.ort.session(path)
 
 
+def test_a_library_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of another build, and one that only looks right."""
+    monkeypatch.setattr("vmamba.ops.backends.native.LIBRARIES", tmp_path)
+    with pytest.raises(ExportError, match=r"no operators for ONNX Runtime in .*; reinstall vmamba"):
+        vmamba.ort.library_path()
+    library = tmp_path / "libvmamba_onnxruntime.so"
+    library.write_bytes(b"operators of an earlier build")
+    with pytest.raises(
+        ExportError, match=r"libvmamba_onnxruntime\.so: operators of another version of vmamba; reinstall"
+    ):
+        vmamba.ort.session(scan_model("cross", 1))
+    library.write_bytes(b"vmamba operators, interface 1")
+    with pytest.raises(ExportError, match=r"libvmamba_onnxruntime\.so: ONNX Runtime .* refuses it: "):
+        vmamba.ort.session(scan_model("cross", 1))
+    assert vmamba.ort.session(scan_model("cross", 1), kernels=False).run(None, feeds(4, 5))
+
+
+def test_a_file_of_another_version(tmp_path: Path) -> None:
+    content = scan_model("cross", 1)
+    entry = content.metadata_props.add()
+    entry.key, entry.value = "format", "3"
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content.SerializeToString())
+    with pytest.raises(ExportError, match=r"model\.onnx: format 3 is not known; it takes a newer version of vmamba"):
+        vmamba.ort.OnnxModel(path)
+
+
+def test_functions_of_a_later_version_are_computed_by_the_file() -> None:
+    """Kernels of version 1 do not answer for nodes of version 2."""
+    content = scan_model("cross", 1)
+    for opset in content.opset_import:
+        if opset.domain == "vmamba":
+            opset.version = 2
+    expected = vmamba.ort.session(content, kernels=False).run(None, feeds(4, 5))[0]
+    assert np.allclose(vmamba.ort.session(content).run(None, feeds(4, 5))[0], expected, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_a_file_of_one_shape(tmp_path: Path) -> None:
     """Batches are taken apart; other sizes are refused in one line."""

@@ -28,7 +28,7 @@ for name in ("resource", "pwd", "grp", "termios"):
 IMPORT_ALL = """
 import vmamba
 for module in pkgutil.walk_packages(vmamba.__path__, "vmamba."):
-    if not module.name.endswith("__main__") and ".integrations." not in module.name:  # these import large packages
+    if not module.name.endswith(("__main__", ".executorch")) and ".integrations." not in module.name:  # large packages
         importlib.import_module(module.name)
         print(module.name)
 """

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from vmamba.checkpoints.info import FORMAT, ModelInfo
 from vmamba.errors import ExportError, MissingPackageError
+from vmamba.ops import libraries
 from vmamba.ops.backends import unavailable
 
 if TYPE_CHECKING:
@@ -35,13 +36,7 @@ def library_path() -> str:
     Raises:
         ExportError: If it was not built, with the reason.
     """
-    if reason := unavailable("native"):
-        raise ExportError(f"no operators for ONNX Runtime: {reason}")
-    from vmamba.ops.backends.native import LIBRARIES
-
-    if library := next(LIBRARIES.glob("*vmamba_onnxruntime.*"), None):
-        return str(library)
-    raise ExportError(f"no operators for ONNX Runtime in {LIBRARIES}; reinstall vmamba where GCC or Clang is present")
+    return libraries.library_path("onnxruntime")
 
 
 def session(
@@ -56,7 +51,7 @@ def session(
 
     Raises:
         MissingPackageError: If ONNX Runtime is not installed.
-        ExportError: If the model cannot be loaded.
+        ExportError: If the model, or the library of our kernels, cannot be loaded.
     """
     try:
         import onnxruntime
@@ -67,13 +62,21 @@ def session(
     options.log_severity_level = 3
     from_file = isinstance(source, (str, Path))
     content = str(source) if isinstance(source, (str, Path)) else source.SerializeToString()
+    if kernels and unavailable("native") is None:
+        library = library_path()
+        try:
+            options.register_custom_ops_library(library)
+        except Exception as error:  # the runtime's exceptions have no common class of their own
+            reason = str(error).splitlines()[0]
+            raise ExportError(f"{library}: ONNX Runtime {onnxruntime.__version__} refuses it: {reason}") from None
     try:
-        if kernels and unavailable("native") is None:
-            options.register_custom_ops_library(library_path())
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's exceptions have no common class of their own
         name = source if from_file else "the exported model"
         raise ExportError(f"{name}: ONNX Runtime cannot load it: {str(error).splitlines()[0]}") from None
+
+
+_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 
 
 class OnnxModel(nn.Module):
@@ -82,6 +85,7 @@ class OnnxModel(nn.Module):
     Attributes:
         info: Description of the model, as far as the file has it.
         num_classes: Last axis of the first result; 0 where it may vary.
+        takes_pixels: True for a file with its preprocessing inside, whose images are uint8 (B, H, W, 3).
 
     Args:
         path: The file.
@@ -98,6 +102,7 @@ class OnnxModel(nn.Module):
         self._session = session(path, threads=threads)
         self.info = self._read_info()
         self.pretrained_cfg = self.info.pretrained_cfg
+        self.takes_pixels = self._session.get_inputs()[0].type == "tensor(uint8)"
         classes = self._session.get_outputs()[0].shape[-1]
         self.num_classes = classes if isinstance(classes, int) else 0
 
@@ -120,7 +125,7 @@ class OnnxModel(nn.Module):
                 "export it with another --image-size, or with --dynamic batch,size"
             )
         (name,) = (i.name for i in self._session.get_inputs())
-        dtype = np.float16 if self._session.get_inputs()[0].type == "tensor(float16)" else np.float32
+        dtype = _DTYPES[self._session.get_inputs()[0].type]
         try:
             results = self._session.run(None, {name: images.numpy().astype(dtype, copy=False)})
         except Exception as error:  # the runtime's exceptions have no common class of their own

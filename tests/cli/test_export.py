@@ -81,6 +81,27 @@ def test_the_file_predicts_as_the_weights_do(weights: Path, tmp_path: Path, caps
         assert error.count("\n") == 1
 
 
+def test_the_file_may_prepare_its_images_itself(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = weights.with_suffix(".onnx")
+    assert main(["export", "--checkpoint", str(weights), "--with-preprocessing", "--output", str(output)]) == 0
+    photos = tmp_path / "photos"
+    write_images(photos, "train", 3)
+    capsys.readouterr()
+
+    def predict(*options: str) -> list[dict[str, Any]]:
+        assert main(["predict", str(photos), "--json", *options]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    engine = ["--checkpoint", str(output), "--engine", "onnxruntime"]
+    for one, other in zip(predict(*engine), predict("--checkpoint", str(weights)), strict=True):
+        expected = {p["label"]: p["probability"] for p in other["predictions"]}
+        assert {p["label"]: p["probability"] for p in one["predictions"]} == pytest.approx(expected, abs=1e-3)
+    assert main(["predict", str(photos), *engine, "--image-size", "96"]) == 2
+    assert "takes images of any size, resized inside; leave out --image-size" in capsys.readouterr().err
+
+
 def test_the_checkpoint_is_never_replaced(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = weights.read_bytes()
     assert main(["export", "--checkpoint", str(weights), "--output", str(weights)]) == 2

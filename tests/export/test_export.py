@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 import vmamba
 from support.golden import relative_error
 from vmamba.checkpoints.info import ModelInfo
-from vmamba.errors import ExportError, OptionError
-from vmamba.export import export
+from vmamba.errors import ExportError, MissingPackageError, OptionError
+from vmamba.export import FORMATS, export
 from vmamba.model.config import VMambaConfig
 from vmamba.ort import OnnxModel, runner
 from vmamba.tasks.detection.exported import ExportedDetector
@@ -105,9 +106,12 @@ def test_openvino(tmp_path: Path) -> None:
     images = torch.randn(1, 3, 65, 97)
     with torch.no_grad():
         assert relative_error(torch.from_numpy(run([images.numpy()])[0]), model(images)) < 1e-5
+    other = openvino.Core().read_model(exported.path)
+    with pytest.raises(RuntimeError, match="incompatible"):  # for one shape, and never silently wrong
+        other.reshape([1, 3, 96, 128])
     with pytest.raises(OptionError, match=r"must end in \.xml"):
         export(model, tmp_path / "model.onnx", format="openvino", image_size=64)
-    with pytest.raises(OptionError, match="dynamic of openvino can be nothing, got size"):
+    with pytest.raises(OptionError, match="files of openvino are for one shape of images; leave size out"):
         export(model, tmp_path / "model.xml", format="openvino", dynamic=["size"])
 
 
@@ -161,6 +165,24 @@ def test_a_model_that_disagrees_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="differs from PyTorch"):
         export(Unrepeatable(), path, image_size=64, dynamic=("batch",))
     assert path.read_bytes() == b"earlier"
+
+
+@pytest.mark.parametrize(
+    ("format", "module", "package", "extra"),
+    [
+        ("onnx", "onnx", "onnxscript", "export"),
+        ("openvino", "openvino", "openvino", "openvino"),
+        ("executorch", "executorch", "executorch", "executorch"),
+    ],
+)
+def test_missing_packages(
+    format: str, module: str, package: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, f"vmamba.export.{module}", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    advice = rf"{package} is not installed; install it with: pip install 'vmamba\[{extra}\]'"
+    with pytest.raises(MissingPackageError, match=advice):
+        export(vmamba.create_model("vmamba_pico"), tmp_path / f"model{FORMATS[format].suffix}", format=format)
 
 
 @pytest.mark.parametrize(

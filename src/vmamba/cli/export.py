@@ -43,7 +43,10 @@ def add_to(commands: Commands) -> None:
     source.add_argument("--pretrained", action="store_true", help="the authors' weights for --model, downloaded once")
     parser.add_argument("--model", metavar="NAME", help="default: what the checkpoint says or looks like")
     parser.add_argument(
-        "--format", choices=FORMATS, default="onnx", help="default onnx; openvino is an .xml with a .bin beside it"
+        "--format",
+        choices=FORMATS,
+        default="onnx",
+        help="default onnx; openvino is an .xml with a .bin beside it, torch a .pt2",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the file to write")
     parser.add_argument(
@@ -58,6 +61,11 @@ def add_to(commands: Commands) -> None:
         nargs="+",
         metavar="IMAGE",
         help="for int8: files, folders or patterns, of which up to 256 calibrate",
+    )
+    parser.add_argument(
+        "--with-preprocessing",
+        action="store_true",
+        help="of a classifier: the file resizes, crops and normalises its images itself; they are uint8 (B, H, W, 3)",
     )
     parser.add_argument("--inline", action="store_true", help="standard operators alone, no functions")
     parser.set_defaults(run=run)
@@ -78,6 +86,7 @@ def run(options: argparse.Namespace) -> int:
         dynamic=None if options.dynamic is None else [name for name in options.dynamic.split(",") if name],
         precision=options.precision,
         inline=options.inline,
+        with_preprocessing=options.with_preprocessing,
         calibration=calibration,
     )
     remark(

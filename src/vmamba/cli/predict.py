@@ -18,7 +18,14 @@ from vmamba.data.decoding import DecodedBatches
 from vmamba.errors import CheckpointError, OptionError
 from vmamba.frozen import freeze
 from vmamba.model.backbone import VMamba
-from vmamba.tasks.classification.prediction import Prediction, Transform, class_names, classify, eval_transform
+from vmamba.tasks.classification.prediction import (
+    Prediction,
+    Transform,
+    as_pixels,
+    class_names,
+    classify,
+    eval_transform,
+)
 from vmamba.zoo import create_model, model_from_checkpoint
 
 if TYPE_CHECKING:
@@ -64,9 +71,14 @@ def run(options: argparse.Namespace) -> int:
     model: Any = exported_model(options, "classification")
     target = torch.device("cpu") if model else device(options.device)
     model = model or freeze(classifier(options).to(target))
+    transform = as_pixels if getattr(model, "takes_pixels", False) else eval_transform(model, options.image_size)
+    if transform is as_pixels:
+        if options.image_size:
+            raise OptionError(f"{options.checkpoint}: takes images of any size, resized inside; leave out --image-size")
+        options.batch_size = 1  # images differ in size
     names = class_names(model.num_classes, options.labels, info_of(model).class_names)
     with results_of(options, listing, COLUMNS, rows="predictions.jsonl") as results:
-        batches = decoded(options, listing, results, eval_transform(model, options.image_size))
+        batches = decoded(options, listing, results, transform)
         for prediction in classify(model, batches, topk=options.topk, device=target, on_error=results.fail):
             results.add(_record(prediction, names), _lines(prediction, names))
     return results.finish(batches.waited)

@@ -14,16 +14,40 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from vmamba.checkpoints.info import FORMAT, ModelInfo
+from vmamba.checkpoints.info import FORMAT, ModelInfo, Preprocessing
 from vmamba.errors import MissingPackageError, OptionError
 from vmamba.export.verification import DETECTIONS, QUANTIZED, TOLERANCE, verification_shapes, verify
+from vmamba.ops.libraries import library_path as library_path
 from vmamba.tasks.detection.exported import RESULTS, SingleImageDetector
 from vmamba.tasks.detection.mask_rcnn import MaskRCNN
 
 #: Precisions, and the dtype of the images of their files.
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "int8": torch.float32}
-#: Formats, which are modules of this package, and what may differ from the example in their files.
-FORMATS = {"onnx": ("batch", "size"), "openvino": ()}
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of files.
+
+    Attributes:
+        module: Of this package, with a function ``convert``.
+        dynamic: What may differ from the example in its files.
+        extra: The extra that installs what it needs.
+        suffix: That the names of its files must have; empty for any.
+    """
+
+    module: str
+    dynamic: tuple[str, ...] = ()
+    extra: str = "export"
+    suffix: str = ""
+
+
+FORMATS = {
+    "onnx": Format("onnx", ("batch", "size")),
+    "openvino": Format("openvino", extra="openvino", suffix=".xml"),
+    "torch": Format("aotinductor", ("batch", "size"), suffix=".pt2"),
+    "executorch": Format("executorch", extra="executorch", suffix=".pte"),
+}
 
 
 @dataclass(frozen=True)
@@ -89,6 +113,7 @@ def export(
     dynamic: Sequence[str] | None = None,
     precision: str = "float32",
     inline: bool = False,
+    with_preprocessing: bool = False,
     output_names: Sequence[str] | None = None,
     metadata: Mapping[str, Any] | None = None,
     calibration: Sequence[Tensor] = (),
@@ -107,6 +132,8 @@ def export(
         precision: ``"float32"``; ``"float16"`` (weights and activations; the scans compute in float32); or ``"int8"``,
             of ONNX (linear layers; all else in float32).
         inline: Replace the scans' nodes by the standard operators that define them, for runtimes without functions.
+        with_preprocessing: Put resizing, centre crop and normalisation of a classifier into the file, which then
+            takes ``pixels``, uint8 (B, H, W, 3) of any size; what `model.info` says, or ImageNet's. Of ONNX.
         output_names: Names of the results; default: ``logits``, or ``map1``, ``map2`` … for several.
         metadata: Written into the file where the format has a place, values as JSON; by default what ``model.info``
             says: task, class names, preprocessing.
@@ -124,6 +151,7 @@ def export(
     """
     if format not in FORMATS:
         raise OptionError(f"unknown export format {format!r}; choose one of {', '.join(FORMATS)}")
+    kind = FORMATS[format]
     if precision not in PRECISIONS:
         raise OptionError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
     detector = isinstance(model, MaskRCNN)
@@ -137,13 +165,22 @@ def export(
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if min(height, width) < 32:
         raise OptionError(f"image_size must be at least 32 pixels, got {height}×{width}")
+    info = getattr(model, "info", None)
+    if with_preprocessing:
+        if format != "onnx" or getattr(model, "task", "classification") != "classification":
+            raise OptionError("preprocessing inside a file is for classifiers in ONNX")
+        if height != width:
+            raise OptionError(f"preprocessing inside a file crops squares, got the image_size {height}×{width}")
+        dynamic = tuple(name for name in dynamic if name != "size")  # of the crop; images may have any
+    if not str(path).endswith(kind.suffix):
+        raise OptionError(f"{path}: the name of a file of {format} must end in {kind.suffix}")
     try:
-        convert: Callable[[Example], Converted] = importlib.import_module(f"vmamba.export.{format}").convert
+        convert: Callable[[Example], Converted] = importlib.import_module(f"vmamba.export.{kind.module}").convert
     except ImportError as missing:
-        raise MissingPackageError(str(missing.name), "export") from None
+        raise MissingPackageError(str(missing.name).partition(".")[0], kind.extra) from None
 
     if metadata is None:
-        metadata = described(getattr(model, "info", None))
+        metadata = described(info)
     was_training, dtype = model.training, PRECISIONS[precision]
     try:
         whole = (SingleImageDetector(model) if isinstance(model, MaskRCNN) else model).eval()
@@ -170,6 +207,12 @@ def export(
             error = verify(whole, converted.run, examples, DETECTIONS if detector else TOLERANCE[dtype], dtype)
     finally:
         model.train(was_training)
+    if with_preprocessing:
+        from vmamba.export import onnx_preprocessing
+
+        converted = onnx_preprocessing.with_preprocessing(
+            converted, getattr(info, "preprocessing", None) or Preprocessing()
+        )
     converted.write(Path(path))
     return Exported(Path(path), error, shapes, converted.nodes)
 
@@ -184,11 +227,13 @@ def described(info: ModelInfo | None) -> dict[str, Any]:
 
 
 def _dynamic(dynamic: Sequence[str] | None, format: str, detector: bool) -> tuple[str, ...]:
-    possible = tuple(name for name in FORMATS[format] if not (detector and name == "batch"))
+    possible = tuple(name for name in FORMATS[format].dynamic if not (detector and name == "batch"))
     if dynamic is None:
         return possible
     if unknown := set(dynamic) - set(possible):
         of = f"a detector in {format}" if detector else format
+        if not possible:
+            raise OptionError(f"files of {format} are for one shape of images; leave {', '.join(sorted(unknown))} out")
         raise OptionError(
             f"dynamic of {of} can be {' and '.join(possible) or 'nothing'}, got {', '.join(sorted(unknown))}"
         )

@@ -141,8 +141,14 @@ def _scan_operator(name: str) -> values.Op:
 
 
 def _finish(proto: onnx.ModelProto, metadata: Mapping[str, str]) -> onnx.ModelProto:
-    """Name the producer and set the metadata."""
+    """Name the producer and the free axes, and set the metadata."""
     proto.producer_name = "vmamba"
+    axes = zip(proto.graph.input[0].type.tensor_type.shape.dim, ("batch", "channels", "height", "width"), strict=True)
+    names = {axis.dim_param: name for axis, name in axes if axis.dim_param}
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param in names:
+                axis.dim_param = names[axis.dim_param]
     del proto.metadata_props[:]
     for part in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
         del part.metadata_props[:]  # the exporter's notes: stack traces with paths of the machine it ran on

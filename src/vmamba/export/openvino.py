@@ -12,7 +12,6 @@ import openvino
 import torch
 from torch import Tensor
 
-from vmamba.errors import OptionError
 from vmamba.export import Example
 from vmamba.export.onnx import convert as convert_to_onnx
 from vmamba.files import atomic_write
@@ -39,8 +38,6 @@ class OpenVinoFile:
         return [torch.from_numpy(result) for result in self._compiled([images.numpy()]).values()]
 
     def write(self, path: Path) -> None:
-        if path.suffix != ".xml":
-            raise OptionError(f"{path}: the name of a file of OpenVINO must end in .xml")
         with tempfile.TemporaryDirectory() as folder:
             saved = Path(folder, "model.xml")
             openvino.save_model(self.model, saved, compress_to_fp16=False)

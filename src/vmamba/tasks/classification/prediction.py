@@ -83,6 +83,11 @@ class _EvaluationTransform:
         return self.transform(_middle(image))
 
 
+def as_pixels(image: Image.Image) -> Tensor:
+    """An RGB image as uint8 (H, W, 3), for models that prepare it themselves."""
+    return torch.from_numpy(np.array(_middle(image)))
+
+
 def _middle(image: Image.Image) -> Image.Image:
     """The middle of an image of extreme shape, of which the centre crop leaves less still.
 

@@ -1,5 +1,7 @@
 // The scans as operators of ONNX Runtime: one for each pattern, named as the functions of exported files
 // (`vmamba.export.onnx_scan`), which they replace where this library is registered. They run on the session's threads.
+#include <ctype.h>
+
 #include <exception>
 #include <new>
 #include <string>
@@ -8,32 +10,22 @@
 
 #include "../dispatch.hpp"
 #include "../parallel.hpp"
+#include "../scan_operator.hpp"
 #include "abi.hpp"
 
 using namespace vmamba;
 
 namespace {
 
-constexpr Route kRows{false, false, false}, kRowsBack{false, true, false};
-constexpr Route kColumns{true, false, false}, kColumnsBack{true, true, false};
-
-// An operator of the runtime and its routes, as in `vmamba.ops.routes.PATTERNS`.
+// An operator of the runtime and its routes.
 struct ScanOperator : ort::Operator {
   std::string title;
-  std::vector<Route> routes;
+  Routes routes;
 };
 
 struct Kernel {
   const ort::Api* api;
   const ScanOperator* scan;
-};
-
-constexpr size_t kOperands = 6;
-constexpr size_t kRanks[kOperands] = {4, 5, 3, 3, 2, 2};
-
-struct Operand {
-  const void* data;
-  std::vector<int64_t> sizes;
 };
 
 // Reads operand i; a status where the runtime has one, or the rank is wrong.
@@ -56,14 +48,6 @@ ort::Status* read(const ort::Api& api, ort::Context* context, size_t i, Operand&
   if (auto* fault = api.call(Api::kGetData, const_cast<ort::Value*>(value), &data)) return fault;
   operand.data = data;
   return nullptr;
-}
-
-bool fit(const ImageScan& s, const Operand (&in)[kOperands]) {
-  using Sizes = std::vector<int64_t>;
-  const int64_t k = s.routes, d = s.channels;
-  return s.rank > 0 && s.states > 0 && in[1].sizes == Sizes{s.batch, s.height, s.width, k, s.row()} &&
-         in[2].sizes == Sizes{k, d, s.rank} && in[3].sizes == Sizes{k, d, s.states} && in[4].sizes == Sizes{k, d} &&
-         in[5].sizes == Sizes{k, d};
 }
 
 // The session's threads, while the object lives.
@@ -95,23 +79,10 @@ ort::Status* scan(const Kernel& kernel, ort::Context* context) {
   for (size_t i = 0; i < kOperands; ++i)
     if (auto* failed = read(api, context, i, in[i])) return failed;
   const auto& grid = in[0].sizes;
-  ImageScan s{};
-  s.x = in[0].data;
-  s.dbc = in[1].data;
-  s.weight = in[2].data;
-  s.A = in[3].data;
-  s.D = in[4].data;
-  s.bias = in[5].data;
-  s.batch = grid[0];
-  s.height = grid[1];
-  s.width = grid[2];
-  s.channels = grid[3];
-  s.rank = in[2].sizes[2];
-  s.states = in[3].sizes[2];
-  for (const Route& route : kernel.scan->routes) s.route[s.routes++] = route;
-  s.storage = Storage::kFloat32;
+  ImageScan s;
+  if (!fill(s, kernel.scan->routes, in))
+    return api.error(ort::kInvalidArgument, "the shapes of the operands do not fit together");
   s.threads = int(std::thread::hardware_concurrency());
-  if (!fit(s, in)) return api.error(ort::kInvalidArgument, "the shapes of the operands do not fit together");
 
   ort::Value* result = nullptr;
   void* y = nullptr;
@@ -138,7 +109,15 @@ ort::Status* create(const ort::Operator* op, const ort::Api* api, const ort::Ker
   return *kernel ? nullptr : api->error(ort::kFail, "no memory");
 }
 
-ScanOperator scan_operator(std::string title, std::vector<Route> routes) {
+// "rows_backward" → "RowsBackward".
+std::string in_camel_case(const std::string& words) {
+  std::string name;
+  for (size_t i = 0; i < words.size(); ++i)
+    if (words[i] != '_') name += i == 0 || words[i - 1] == '_' ? char(toupper(words[i])) : words[i];
+  return name;
+}
+
+ScanOperator scan_operator(std::string title, Routes routes) {
   ScanOperator op{};
   op.title = std::move(title);
   op.routes = std::move(routes);
@@ -163,19 +142,10 @@ ScanOperator scan_operator(std::string title, std::vector<Route> routes) {
 // Lives as long as the process: sessions keep the addresses.
 const std::vector<ScanOperator>& operators() {
   static const std::vector<ScanOperator> all = [] {
-    const std::pair<const char*, std::vector<Route>> patterns[] = {
-        {"Cross", {kRows, kColumns, kRowsBack, kColumnsBack}},
-        {"Unidirectional", {kRows, kRows, kRows, kRows}},
-        {"Bidirectional", {kRows, kRows, kRowsBack, kRowsBack}},
-        {"Rows", {{false, false, true}}},
-        {"RowsBackward", {{false, true, true}}},
-        {"Columns", {{true, false, true}}},
-        {"ColumnsBackward", {{true, true, true}}},
-    };
     std::vector<ScanOperator> made;
-    for (const auto& [pattern, routes] : patterns)
+    for (const auto& [pattern, routes] : patterns())
       for (const char* suffix : {"", "States"})
-        made.push_back(scan_operator("SS2DScan" + std::string(pattern) + suffix, routes));
+        made.push_back(scan_operator("SS2DScan" + in_camel_case(pattern) + suffix, routes));
     return made;
   }();
   return all;

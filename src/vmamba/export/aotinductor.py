@@ -1,0 +1,118 @@
+"""Models as packages of AOTInductor, which PyTorch runs without this package, and C++ without Python.
+
+A package calls PyTorch's own operators, in compiled code without Python, and for every scan one operator of the library
+at `vmamba.export.library_path`, which has to be loaded before::
+
+    torch.ops.load_library(library)
+    model = torch._inductor.aoti_load_package("model.pt2")
+    logits = model(images)
+
+Kernels that Inductor would fuse are left out: they take minutes to compile and were no faster.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch._inductor import aoti_compile_and_package, aoti_load_package
+from torch.export import Dim, ExportedProgram
+
+from vmamba.errors import ExportError, OptionError
+from vmamba.export import Example
+from vmamba.files import atomic_write
+from vmamba.ops.libraries import library_path
+
+#: Of Inductor: PyTorch's operators, no kernels of its own, and little time for the code that calls them.
+_SETTINGS = {
+    "fallback_by_default": True,
+    "selective_decompose": True,
+    "aot_inductor.compile_wrapper_opt_level": "O0",
+}
+
+
+@dataclass
+class TorchPackage:
+    """A package of AOTInductor; see `vmamba.export.Converted`."""
+
+    content: bytes
+    nodes: int
+
+    def __post_init__(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "model.pt2")
+            path.write_bytes(self.content)
+            self._model = aoti_load_package(str(path))
+
+    def run(self, images: Tensor) -> list[Tensor]:
+        with torch.inference_mode():
+            results = self._model(images)
+        return [results] if isinstance(results, Tensor) else list(results)
+
+    def write(self, path: Path) -> None:
+        with atomic_write(path) as file:
+            file.write(self.content)
+
+
+def convert(example: Example) -> TorchPackage:
+    """Compile a model; it takes images and returns what the model returns."""
+    _load_library()
+    if example.images.dtype != torch.float32:
+        raise OptionError("packages of PyTorch are float32")
+    program = _trace(example)
+    settings = {"aot_inductor.metadata": dict(example.metadata)} | _SETTINGS
+    with tempfile.TemporaryDirectory() as folder, _quietly():
+        try:
+            path = aoti_compile_and_package(program, package_path=f"{folder}/model.pt2", inductor_configs=settings)
+        except torch._inductor.exc.InvalidCxxCompiler:
+            raise ExportError("AOTInductor needs a C++ compiler; install g++ or clang++, or name one in CXX") from None
+        content = Path(path).read_bytes()
+    return TorchPackage(content, sum(node.op == "call_function" for node in program.graph.nodes))
+
+
+@cache
+def _load_library() -> None:
+    torch.ops.load_library(library_path("torch"))
+    torch.library.register_fake(
+        "vmamba_cpp::ss2d_scan",
+        lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format),
+    )
+
+
+def _trace(example: Example) -> ExportedProgram:
+    axes = {0: Dim.DYNAMIC} if "batch" in example.dynamic else {}
+    if "size" in example.dynamic:
+        axes |= {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    with torch.no_grad():
+        program = torch.export.export(example.model, (example.images,), dynamic_shapes=(axes,))
+    scan = torch.ops.vmamba.ss2d_scan.default
+    for node in program.graph.nodes:
+        if node.target is scan:
+            pattern = node.args[6] if len(node.args) > 6 else node.kwargs["pattern"]
+            node.target, node.args, node.kwargs = torch.ops.vmamba_cpp.ss2d_scan.default, (*node.args[:6], pattern), {}
+    program.graph_module.recompile()
+    return program
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the compiler's remarks on operators that it calls, and on GPUs that are not there."""
+    loggers = [logging.getLogger(name) for name in ("torch._inductor", "torch.utils.cpp_extension")]
+    levels = {logger: logger.level for logger in loggers}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)

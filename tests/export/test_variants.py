@@ -1,0 +1,61 @@
+"""Every model by name, and what the released ones leave out, as one ONNX file for any batch and size.
+
+Tiny ones, nano and pico are exported whole. The small and base models repeat the blocks of their stages more often;
+here each stage has one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+
+import vmamba
+from support.golden import relative_error, synthetic_state_dict
+from vmamba.export import export
+from vmamba.ort import runner
+
+pytestmark = pytest.mark.slow
+
+# The last map is 1 × 1, 1 × 2, 2 × 1, … 12 × 2 tokens.
+SHAPES = [
+    (1, 3, 32, 32),
+    (2, 3, 33, 40),
+    (1, 3, 64, 32),
+    (3, 3, 45, 64),
+    (1, 3, 65, 97),
+    (1, 3, 96, 96),
+    (1, 3, 64, 160),
+    (1, 3, 384, 64),
+]
+SHALLOW = {"depths": (1, 1, 1, 1)}
+CASES: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in ("vanilla_vmamba_tiny", "vmamba_tiny_s2l5", "vmamba_tiny_s1l8")),
+    *((name, {}) for name in ("vmamba_nano", "vmamba_pico")),
+    *((f"vanilla_vmamba_{size}", SHALLOW) for size in ("small", "base")),
+    *((f"vmamba_{name}", SHALLOW) for name in ("small_s2l15", "base_s2l15", "small_s1l20", "base_s1l20")),
+    ("vmamba_pico", {"d_state": 16, "gate": True}),
+]
+
+
+def test_the_cases_are_all_models() -> None:
+    assert {name for name, _ in CASES} == set(vmamba.list_models())
+
+
+@pytest.mark.parametrize(("name", "overrides"), CASES)
+def test_one_file(name: str, overrides: dict[str, Any], tmp_path: Path) -> None:
+    model = vmamba.create_model(name, **overrides).eval()
+    shapes = {entry: list(value.shape) for entry, value in model.state_dict().items()}
+    model.load_state_dict(synthetic_state_dict(shapes))
+    exported = export(model, tmp_path / "model.onnx", image_size=64)
+    assert exported.error < 1e-5
+    assert exported.nodes <= 400
+    onnx.checker.check_model(exported.path, full_check=True)
+    run = runner(exported.path, kernels=False)
+    for shape in SHAPES:
+        images = torch.randn(shape)
+        with torch.no_grad():
+            assert relative_error(run(images)[0], model(images)) < 1e-5, shape
