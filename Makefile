@@ -13,7 +13,7 @@ TIMM := $(shell sed -n 's/^timm==//p' constraints.txt)
 demo: $(VENV)/installed
 	$(BIN)/vmamba demo
 
-test: $(VENV)/installed .cache/timm-$(TIMM) lint test-openmmlab
+test: $(VENV)/installed .cache/timm-$(TIMM) $(VENV)/browser lint test-openmmlab
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 # Without what takes long: whole training runs, timm's suite, interpreted kernels. Under 3 minutes on two cores.
@@ -51,6 +51,13 @@ $(VENV)/openmmlab/installed: Makefile $(VENV)/installed
 	$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' > \
 		"$$($(VENV)/openmmlab/bin/python -c 'import site; print(site.getsitepackages()[0])')/parent.pth"
 	$(VENV)/openmmlab/bin/python -m pip install --quiet --constraint constraints.txt $(OPENMMLAB)
+	touch $@
+
+# A browser, for the tests of the page that `vmamba explore` writes. Without one, and without the right to install Debian's,
+# they are skipped.
+$(VENV)/browser: $(VENV)/installed
+	command -v chromium chromium-browser google-chrome || { test "$$(id -u)" = 0 && apt-get update --quiet && \
+		apt-get install --quiet --yes --no-install-recommends chromium; } || echo "no Chromium: the page is not tested"
 	touch $@
 
 # timm's own tests of a model, for tests/timm_suite; only in its source distribution.

@@ -16,6 +16,7 @@ from PIL import Image
 
 from vmamba.checkpoints.info import info_of
 from vmamba.data.images import find_images, read_image
+from vmamba.data.shapes import CLASSES, single_shapes
 from vmamba.errors import MissingPackageError
 from vmamba.plots import figure
 from vmamba.progress import remark
@@ -26,7 +27,9 @@ from vmamba.training.recipe_files import load_recipe
 from vmamba.zoo import model_from_checkpoint
 
 #: Of the recipe `scratch`: enough for digits, and quick.
-SETTINGS = {"model": "vmamba_pico", "image_size": 32, "warmup_epochs": 0.5, "workers": 1}
+SETTINGS = {"model": "vmamba_pico", "image_size": 64, "warmup_epochs": 0.5, "workers": 1}
+#: The same for shapes.
+SHAPES_SETTINGS = {**SETTINGS, "warmup_epochs": 1, "epochs": 12, "batch_size": 32, "lr": 2e-3, "hflip": 0.5}
 SHOWN = 24
 
 
@@ -47,7 +50,20 @@ class DemoFiles:
     accuracy: float
 
 
-def run(output: Path, *, epochs: int = 20, seed: int = 0, device: torch.device | None = None) -> DemoFiles:
+@dataclass(frozen=True)
+class DemoShapes:
+    """A model that tells shapes apart.
+
+    Attributes:
+        weights: The trained model, with its description beside it.
+        images: Some held-out pictures of every class.
+    """
+
+    weights: Path
+    images: list[Path]
+
+
+def run(output: Path, *, epochs: int = 12, seed: int = 0, device: torch.device | None = None) -> DemoFiles:
     """Write the digits as class folders, train, and look at the predictions for those held out.
 
     Args:
@@ -82,6 +98,24 @@ def run(output: Path, *, epochs: int = 20, seed: int = 0, device: torch.device |
     draw(files.picture, hardest, accuracy)
     remark(f"wrote the {SHOWN} hardest held-out digits into {files.images}, a picture of them: {files.picture}")
     return files
+
+
+def run_shapes(output: Path) -> DemoShapes:
+    """Train on pictures of single shapes, to tell discs, squares, triangles and stars apart.
+
+    Args:
+        output: As for `run`.
+    """
+    folder = output / "single_shapes"
+    for split, number, seed in (("train", 1600, 0), ("val", 200, 1)):
+        for i, (image, label) in enumerate(single_shapes(number, 64, seed=seed)):
+            path = folder / split / label / f"{i:04d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
+    recipe = load_recipe("scratch", {**SHAPES_SETTINGS, "data": folder})
+    train(recipe, output / "run_shapes", Processes(torch.device("cpu")), resume="auto")
+    weights = output / "run_shapes" / "weights" / "model.safetensors"
+    return DemoShapes(weights, [path for label in CLASSES for path in sorted((folder / "val" / label).iterdir())[:3]])
 
 
 def write_digits(folder: Path) -> Path:

@@ -35,6 +35,7 @@ COMMANDS = {
     "push": "put weights and a model card on the Hugging Face Hub",
     "pull": "download weights from the Hugging Face Hub",
     "export": "write a model as a file for other runtimes",
+    "explore": "write a page that shows what the scans of a model look at",
     "convert": "turn a checkpoint into safetensors with its description beside it",
     "shapes": "write pictures of shapes, to try detection and segmentation with",
     "demo": "train a small model on handwritten digits and look at its predictions",

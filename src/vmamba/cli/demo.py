@@ -22,7 +22,7 @@ def add_to(commands: Commands) -> None:
         "demo", help="train a small model on handwritten digits and look at its predictions", epilog=EXAMPLES
     )
     add_output(parser, "demo")
-    parser.add_argument("--epochs", type=positive, default=20, help="default 20, a minute or two on two cores")
+    parser.add_argument("--epochs", type=positive, default=12, help="default 12, a minute or two on two cores")
     parser.add_argument("--seed", type=int, default=0)
     add_device(parser)
     parser.set_defaults(run=run)

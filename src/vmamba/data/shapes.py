@@ -91,6 +91,19 @@ def pictures(number: int, image_size: int, *, seed: int) -> Iterator[tuple[Image
         yield _picture(rng, width, height, image_size)
 
 
+def single_shapes(number: int, image_size: int, *, seed: int) -> Iterator[tuple[Image.Image, str]]:
+    """Square pictures of one bright shape on a dark background, and its class; picture i depends on (seed, i) alone."""
+    for i in range(number):
+        rng = np.random.default_rng([seed, i])
+        label = CLASSES[i % len(CLASSES)]
+        canvas = 0.45 * _background(rng, image_size, image_size)
+        radius = rng.uniform(0.2, 0.4) * image_size
+        centre = rng.uniform(0.8 * radius, image_size - 0.8 * radius, 2)
+        mask = _filled([_outline(rng, label, centre, radius)], image_size, image_size)
+        canvas[mask] = rng.uniform(150, 255, 3) + rng.normal(0, 6, (int(mask.sum()), 3))
+        yield Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8)), label
+
+
 def _picture(rng: np.random.Generator, width: int, height: int, image_size: int) -> tuple[Image.Image, list[Shape]]:
     canvas = _background(rng, width, height)
     covered = np.zeros((height, width), bool)

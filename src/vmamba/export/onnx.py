@@ -16,7 +16,7 @@ import onnx.inliner
 import torch
 from onnx import defs
 from onnxscript import ir, opset20, values
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim
 
 from vmamba.export import Example
@@ -48,36 +48,56 @@ class OnnxFile:
 
 def convert(example: Example) -> OnnxFile:
     """Translate a model; its input is ``images``."""
-    proto = _finish(_translate(example), example.metadata)
-    if example.calibration:
-        proto = quantize_linear_layers(proto, example.calibration)
-    if example.inline:
-        proto = onnx.inliner.inline_local_functions(proto)
-    onnx.checker.check_model(proto, full_check=True)
-    return OnnxFile(proto)
-
-
-def _translate(example: Example) -> onnx.ModelProto:
-    used: dict[str, tuple[str, int]] = {}
     axes = {}
     if "batch" in example.dynamic:
         axes[0] = Dim.DYNAMIC
     if "size" in example.dynamic:
         axes |= {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    proto = _translate(example.model, (example.images,), ["images"], example.output_names, (axes,))
+    proto = _finish(proto, example.metadata)
+    if example.calibration:
+        proto = quantize_linear_layers(proto, example.calibration)
+    if example.inline:
+        proto = onnx.inliner.inline_local_functions(proto)
+    return _checked(proto)
+
+
+def translate(
+    model: nn.Module, inputs: tuple[Tensor, ...], input_names: Sequence[str], output_names: Sequence[str]
+) -> OnnxFile:
+    """Translate a module of any inputs, for the shapes of these; large graphs are left for the runtime to optimise."""
+    return _checked(_finish(_translate(model, inputs, input_names, output_names, optimize=False), {}))
+
+
+def _checked(proto: onnx.ModelProto) -> OnnxFile:
+    onnx.checker.check_model(proto, full_check=True)
+    return OnnxFile(proto)
+
+
+def _translate(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    dynamic_shapes: tuple[Mapping[int, Any], ...] | None = None,
+    optimize: bool = True,
+) -> onnx.ModelProto:
+    used: dict[str, tuple[str, int]] = {}
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         program = torch.onnx.export(
-            example.model,
-            (example.images,),
+            model,
+            inputs,
             dynamo=True,
-            dynamic_shapes=(axes,),
-            input_names=["images"],
-            output_names=list(example.output_names),
+            dynamic_shapes=dynamic_shapes,
+            input_names=list(input_names),
+            output_names=list(output_names),
             opset_version=OPSET,
             custom_translation_table={
                 torch.ops.vmamba.ss2d_scan.default: _translation(used),
                 torch.ops.aten.adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
             },
+            optimize=optimize,
             verbose=False,
         )
     assert program is not None

@@ -54,11 +54,14 @@ def eval_transform(model: nn.Module, image_size: int | None = None) -> Transform
     Returns:
         PIL image (RGB) → float32 (3, S, S).
     """
+    return evaluation_transform(evaluation_config(model, image_size))
+
+
+def evaluation_config(model: nn.Module, image_size: int | None = None) -> dict[str, Any]:
+    """The preprocessing of `eval_transform` as `timm.data.resolve_data_config` gives it; arguments as there."""
     published = {"input_size": (3, 224, 224), "crop_pct": 0.875, "interpolation": "bicubic"}
     settings = published | (getattr(model, "pretrained_cfg", None) or {})
-    return evaluation_transform(
-        resolve_data_config({"img_size": image_size} if image_size else {}, pretrained_cfg=settings)
-    )
+    return resolve_data_config({"img_size": image_size} if image_size else {}, pretrained_cfg=settings)
 
 
 def evaluation_transform(config: Mapping[str, Any]) -> Transform:
