@@ -73,6 +73,26 @@ def test_members_are_read_from_plain_and_streamed_archives(archive: str) -> None
     assert [ref.below.split("/", 1)[1] for ref in refs] == ["x/0.png", "1.jpg"]
 
 
+def test_images_in_a_store(tree: Path) -> None:
+    """The store of this test is a folder, by its address."""
+    url = f"file://{tree}/photos"
+    refs = list(list_images([url, f"file://{tree}/c.png"]))
+    assert [ref.name for ref in refs] == [
+        *(f"{url}/{name}" for name in ("a.png", "sub/a.png", "sub/b.png")),
+        f"file://{tree}/c.png",
+    ]
+    assert [ref.below for ref in refs[:3]] == ["a.png", "sub/a.png", "sub/b.png"]
+    assert [colour(ref) for ref in refs] == [0, 2, 1, 3]
+    (tree / "list.txt").write_text(f"{url}/a.png\n{url}/gone.png\n")
+    first, gone = list_images(["list.txt"])
+    assert colour(first) == 0
+    with pytest.raises(ImageError, match=r"cannot read the image file://.*gone\.png"):
+        gone.read()
+    for wrong, message in ((f"file://{tree}/none", "no images at"), ("warp://x/y", "no store that pyarrow reads")):
+        with pytest.raises(ImageError, match=message):
+            list(list_images([wrong]))
+
+
 def test_paths_below_a_source_lead_nowhere_else(tree: Path) -> None:
     below = [ref.below for ref in list_images(["photos", "photos/**/b.png"])]
     assert below == ["a.png", "sub/a.png", "sub/b.png", "sub/b.png"]

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 ENGINES = ("pytorch", "onnxruntime")
 
 
-def add_engine(parser: argparse.ArgumentParser) -> None:
+def add_engine(parser: argparse.ArgumentParser, *more: str) -> None:
+    """Add ``--engine``, with `more` engines of the command's own."""
     parser.add_argument(
         "--engine",
-        choices=ENGINES,
+        choices=(*ENGINES, *more),
         default="pytorch",
         help="onnxruntime takes a file of 'vmamba export' as --checkpoint, and computes on the CPU",
     )

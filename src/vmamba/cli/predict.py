@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,7 +16,8 @@ from vmamba.cli.arguments import add_device, device, positive
 from vmamba.cli.exported import add_engine, exported_model
 from vmamba.cli.results import Listing, Results, add_work, results_of
 from vmamba.data.decoding import DecodedBatches
-from vmamba.errors import CheckpointError, OptionError
+from vmamba.errors import CheckpointError, ImageError, OptionError
+from vmamba.files import require_file
 from vmamba.frozen import freeze
 from vmamba.model.backbone import VMamba
 from vmamba.tasks.classification.prediction import (
@@ -53,7 +55,9 @@ def add_to(commands: Commands) -> None:
         "--image-size", type=positive, metavar="PIXELS", help="of the input (default: the checkpoint's, or 224)"
     )
     parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="default 16")
-    add_engine(parser)
+    add_engine(parser, "ray")
+    parser.add_argument("--ray-address", metavar="ADDRESS", help="of a Ray cluster (default: one on this machine)")
+    parser.add_argument("--ray-actors", type=positive, metavar="N", help="default: one a GPU, or one for every CPU")
     add_device(parser)
     parser.set_defaults(run=run)
 
@@ -68,6 +72,8 @@ COLUMNS = {
 
 def run(options: argparse.Namespace) -> int:
     listing = Listing(options)
+    if options.engine == "ray":
+        return _on_ray(options, listing)
     model: Any = exported_model(options, "classification")
     target = torch.device("cpu") if model else device(options.device)
     model = model or freeze(classifier(options).to(target))
@@ -82,6 +88,39 @@ def run(options: argparse.Namespace) -> int:
         for prediction in classify(model, batches, topk=options.topk, device=target, on_error=results.fail):
             results.add(_record(prediction, names), _lines(prediction, names))
     return results.finish(batches.waited)
+
+
+def _on_ray(options: argparse.Namespace, listing: Listing) -> int:
+    """Predict on a Ray cluster, whose actors load the checkpoint themselves."""
+    from vmamba.integrations.ray import classify_on_ray
+
+    if options.checkpoint is None or options.device:
+        raise OptionError("--engine ray takes --checkpoint FILE at a path that every node sees, and no --device")
+    require_file(options.checkpoint)
+    predictor = {
+        "checkpoint": str(options.checkpoint.resolve()),
+        "model": options.model,
+        "labels": options.labels and str(options.labels.resolve()),
+        "topk": options.topk,
+        "image_size": options.image_size,
+        "max_pixels": options.max_pixels,
+    }
+    with results_of(options, listing, COLUMNS, rows="predictions.jsonl") as results:
+        images = (image._replace(path=_absolute(image.path)) for image in results.images)
+        for row in classify_on_ray(
+            images, predictor, address=options.ray_address, actors=options.ray_actors, batch_size=options.batch_size
+        ):
+            if row["error"] is not None:
+                results.fail(row["image"], ImageError(row["error"]))
+            else:
+                ranked = [f"{entry['probability']:7.1%}  {entry['label']}" for entry in row["predictions"]]
+                results.add({"image": row["image"], "predictions": row["predictions"]}, [row["image"], *ranked])
+    return results.finish()
+
+
+def _absolute(path: str) -> str:
+    """The path as actors, which run in another folder, find it."""
+    return path if "://" in path else os.path.abspath(path)
 
 
 def decoded(

@@ -13,9 +13,10 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from PIL import Image
 
@@ -63,6 +64,8 @@ class ImageRef(NamedTuple):
             content = io.BytesIO(self.content)
         elif self.place is not None:
             content = open_member(self.path, self.place)
+        elif _is_address(self.path):
+            content = _open_remote(self.path)
         return read_image(self.name, content, max_pixels=max_pixels)
 
 
@@ -104,7 +107,8 @@ def list_images(sources: Sequence[str | Path], shard: Shard = WHOLE) -> Iterator
         sources: Any mix of image files, folders, patterns (see `vmamba.data.images.find_images`), archives ``.tar``
             with images in them (WebDataset's shards are some), lists ``.txt`` of files and archives, one a line, and
             ``-`` for such a list on the standard input. Archives may be compressed, or lie at an address that
-            webdataset opens (``https://…/{000..099}.tar``, ``pipe:…``).
+            webdataset opens (``https://…/{000..099}.tar``, ``pipe:…``); images may lie in a store that pyarrow reads
+            (``s3://bucket/folder``, ``gs://…``).
         shard: Part of them.
 
     Raises:
@@ -124,10 +128,12 @@ def _source(source: str, shard: Shard) -> Iterator[ImageRef]:
     ending = os.path.splitext(source)[1].lower()
     if source == STDIN:
         yield from _list(sys.stdin.buffer, shard)
-    elif _is_address(source):
+    elif _is_stream(source):
         for url in _braces(source):
             if shard.holds(url):
                 yield from _streamed(url)
+    elif _is_address(source):
+        yield from _remote(source, shard)
     elif ending in LISTS and os.path.isfile(source):
         with open(source, "rb") as file:
             yield from _list(file, shard)
@@ -153,8 +159,11 @@ def _file(path: str, below: str, shard: Shard) -> Iterator[ImageRef]:
 def _list(lines: Iterable[bytes], shard: Shard) -> Iterator[ImageRef]:
     for line in lines:
         if path := os.fsdecode(line.rstrip(b"\r\n")):
-            if _is_address(path):
+            if _is_stream(path):
                 yield from _source(path, shard)
+            elif _is_address(path):
+                if shard.holds(path):
+                    yield ImageRef(path, _safe(path.partition("://")[2]), path)
             else:
                 yield from _file(path, path, shard)
 
@@ -208,8 +217,69 @@ def _guarded(path: str, images: Iterator[ImageRef]) -> Iterator[ImageRef]:
         yield ImageRef(path, _stem(path), path, problem=str(error))
 
 
+def _remote(url: str, shard: Shard) -> Iterator[ImageRef]:
+    """Images in a store: the object itself, or what lies below it."""
+    from pyarrow.fs import FileSelector, FileType
+
+    system, path = _file_system(url)
+    prefix = url.removesuffix("/").removesuffix(path.removesuffix("/"))
+    endings, empty = image_endings(), True
+    try:
+        (info,) = system.get_file_info([path])
+        below = FileSelector(path, recursive=True, allow_not_found=True)
+        files = [info] if info.type == FileType.File else system.get_file_info(below)
+    except Exception as error:  # stores raise nearly anything
+        raise ImageError(f"{url}: cannot be listed: {reason_of(error)}") from None
+    for file in sorted(files, key=lambda file: str(file.path)):
+        if file.type == FileType.File and os.path.splitext(file.path)[1].lower() in endings:
+            empty, name = False, f"{prefix}{file.path}"
+            if shard.holds(name):
+                yield ImageRef(name, _safe(os.path.relpath(file.path, path)), name)
+    if empty:
+        raise ImageError(f"no images at {url}: check the address")
+
+
+def _open_remote(url: str) -> IO[bytes]:
+    system, path = _file_system(url)
+    try:
+        with system.open_input_stream(path) as stream:
+            return io.BytesIO(stream.read())
+    except Exception as error:  # stores raise nearly anything
+        raise ImageError(f"cannot read the image {url}: {reason_of(error)}") from None
+
+
+@lru_cache(maxsize=1)
+def _last_system(start: str) -> Any:
+    """The file system of a store; opening one takes long."""
+    from pyarrow.fs import FileSystem
+
+    return FileSystem.from_uri(start)[0]
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    """The file system of an address, and the path on it."""
+    try:
+        import pyarrow.fs
+    except ImportError:
+        raise MissingPackageError("pyarrow", "parquet") from None
+    scheme, _, rest = url.partition("://")
+    store, _, key = rest.partition("/")
+    try:
+        system = _last_system(f"{scheme}://{store}/")
+    except (ValueError, OSError, pyarrow.lib.ArrowException) as error:
+        raise ImageError(f"{url}: no store that pyarrow reads: {reason_of(error)}") from None
+    return system, f"{store}/{key}" if store else f"/{key}"
+
+
 def _is_address(source: str) -> bool:
     return "://" in source or source.startswith("pipe:")
+
+
+def _is_stream(source: str) -> bool:
+    """True for an archive at an address."""
+    return _is_address(source) and (
+        source.startswith(("http:", "https:", "pipe:")) or source.lower().endswith((ARCHIVE, *COMPRESSED))
+    )
 
 
 def _braces(url: str) -> list[str]:

@@ -1,0 +1,104 @@
+"""Prediction on a Ray cluster of two actors on this machine: the same rows, also when an actor is killed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import vmamba
+from vmamba.checkpoints.saving import save_weights
+from vmamba.data.sources import ImageRef
+from vmamba.integrations.ray import Predictor, columns_of
+
+pytest.importorskip("ray")
+IMAGES = 40
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    model = vmamba.create_model("vmamba_pico", num_classes=3, dims=(8, 8, 8, 8), depths=(1, 1, 1, 1))
+    return save_weights(model, tmp_path / "weights" / "model.safetensors")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(IMAGES):
+        Image.effect_noise((40, 40), 30 + i).convert("RGB").save(folder / f"{i:02d}.png")
+    (folder / "07.png").write_bytes(b"broken")
+    return folder
+
+
+def test_a_batch_of_either_form(weights: Path, images: Path) -> None:
+    predict = Predictor(str(weights), topk=2, image_size=32)
+    paths = [str(images / f"{i:02d}.png") for i in (6, 7, 8)]
+    refs = [columns_of(ImageRef(path, "", path)) for path in paths]
+    listed = predict({name: [ref[name] for ref in refs] for name in refs[0]})
+    held = predict({"path": paths, "bytes": [Path(path).read_bytes() for path in paths]})
+    assert listed["image"].tolist() == held["image"].tolist() == paths
+    assert listed["predictions"].tolist() == held["predictions"].tolist()
+    assert [error is None for error in listed["error"]] == [True, False, True]
+    assert "07.png" in listed["error"][1]
+    assert len(listed["predictions"][0]) == 2
+
+
+RUN = """
+import os, sys, threading, time
+import vmamba.integrations.ray as on_ray
+from vmamba.cli import main
+
+if sys.argv.pop(1) == "kill":
+    def kill():
+        import psutil
+        while True:
+            for process in psutil.Process().children(recursive=True):
+                try:
+                    if "MapWorker" in " ".join(process.cmdline()):
+                        time.sleep(1)
+                        process.kill()
+                        print("killed", file=sys.stderr)
+                        return
+                except psutil.Error:
+                    pass
+            time.sleep(0.05)
+    threading.Thread(target=kill, daemon=True).start()
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def rows(path: Path) -> dict[str, Any]:
+    listed = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len({row["image"] for row in listed}) == len(listed)
+    return {row["image"]: row for row in listed}
+
+
+@pytest.mark.slow
+def test_two_actors_give_the_rows_of_one_process(weights: Path, images: Path, tmp_path: Path) -> None:
+    def predict(name: str, kill: str, *options: str) -> dict[str, Any]:
+        output = tmp_path / f"{name}.jsonl"
+        fixed = ["--checkpoint", str(weights), "--image-size", "32", "--batch-size", "2", "--output", str(output)]
+        command = [sys.executable, "-c", RUN, kill, "predict", str(images), *fixed, *options]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 1, result.stderr[-3000:]
+        assert ("killed" in result.stderr) == (kill == "kill"), result.stderr[-3000:]
+        return rows(output)
+
+    alone = predict("alone", "")
+    assert len(alone) == IMAGES
+    for name, kill in (("two", ""), ("killed", "kill")):
+        together = predict(name, kill, "--engine", "ray", "--ray-actors", "2")
+        assert together.keys() == alone.keys()
+        for image, row in alone.items():
+            assert together[image].get("error") == row.get("error")
+            for one, other in zip(together[image].get("predictions", []), row.get("predictions", []), strict=True):
+                assert one["label"] == other["label"]
+                assert one["probability"] == pytest.approx(other["probability"], rel=1e-4)
