@@ -27,8 +27,10 @@ from vmamba.results.jsonl import JsonLines, Row
 from vmamba.results.names import OutputNames
 from vmamba.results.seen import Seen
 
-#: Images that are listed before the first is read, for the time left; fewer than `FEW` are decoded without processes.
-AHEAD, FEW = 10_000, 32
+#: Images and seconds of listing before the first image is read, for the time left.
+AHEAD, AHEAD_SECONDS = 10_000, 2.0
+#: Fewer images are decoded without processes.
+FEW = 32
 #: Failures listed at the end where they are in the output, too.
 LISTED = 100
 
@@ -88,9 +90,10 @@ class Listing:
         ahead: list[ImageRef] = []
         self.total: int | None = None
         if STDIN not in options.images:
+            start = time.monotonic()
             for image in islice(images, AHEAD):
                 ahead.append(image)
-                if image.content is not None:
+                if image.content is not None or time.monotonic() - start > AHEAD_SECONDS:
                     break
             else:
                 self.total = len(ahead) if len(ahead) < AHEAD else None
