@@ -13,15 +13,15 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 from PIL import Image
 
 from vmamba.data.images import expand, image_endings, read_image
 from vmamba.data.shard_files import reason_of
+from vmamba.data.stores import list_store, open_object
 from vmamba.data.tar import Place, StrictTarInfo, iter_tar, open_member
 from vmamba.data.walk import is_hidden
 from vmamba.errors import DataError, ImageError, MissingPackageError, OptionError
@@ -65,7 +65,7 @@ class ImageRef(NamedTuple):
         elif self.place is not None:
             content = open_member(self.path, self.place)
         elif _is_address(self.path):
-            content = _open_remote(self.path)
+            content = open_object(self.path)
         return read_image(self.name, content, max_pixels=max_pixels)
 
 
@@ -219,56 +219,9 @@ def _guarded(path: str, images: Iterator[ImageRef]) -> Iterator[ImageRef]:
 
 def _remote(url: str, shard: Shard) -> Iterator[ImageRef]:
     """Images in a store: the object itself, or what lies below it."""
-    from pyarrow.fs import FileSelector, FileType
-
-    system, path = _file_system(url)
-    prefix = url.removesuffix("/").removesuffix(path.removesuffix("/"))
-    endings, empty = image_endings(), True
-    try:
-        (info,) = system.get_file_info([path])
-        below = FileSelector(path, recursive=True, allow_not_found=True)
-        files = [info] if info.type == FileType.File else system.get_file_info(below)
-    except Exception as error:  # stores raise nearly anything
-        raise ImageError(f"{url}: cannot be listed: {reason_of(error)}") from None
-    for file in sorted(files, key=lambda file: str(file.path)):
-        if file.type == FileType.File and os.path.splitext(file.path)[1].lower() in endings:
-            empty, name = False, f"{prefix}{file.path}"
-            if shard.holds(name):
-                yield ImageRef(name, _safe(os.path.relpath(file.path, path)), name)
-    if empty:
-        raise ImageError(f"no images at {url}: check the address")
-
-
-def _open_remote(url: str) -> IO[bytes]:
-    system, path = _file_system(url)
-    try:
-        with system.open_input_stream(path) as stream:
-            return io.BytesIO(stream.read())
-    except Exception as error:  # stores raise nearly anything
-        raise ImageError(f"cannot read the image {url}: {reason_of(error)}") from None
-
-
-@lru_cache(maxsize=1)
-def _last_system(start: str) -> Any:
-    """The file system of a store; opening one takes long."""
-    from pyarrow.fs import FileSystem
-
-    return FileSystem.from_uri(start)[0]
-
-
-def _file_system(url: str) -> tuple[Any, str]:
-    """The file system of an address, and the path on it."""
-    try:
-        import pyarrow.fs
-    except ImportError:
-        raise MissingPackageError("pyarrow", "parquet") from None
-    scheme, _, rest = url.partition("://")
-    store, _, key = rest.partition("/")
-    try:
-        system = _last_system(f"{scheme}://{store}/")
-    except (ValueError, OSError, pyarrow.lib.ArrowException) as error:
-        raise ImageError(f"{url}: no store that pyarrow reads: {reason_of(error)}") from None
-    return system, f"{store}/{key}" if store else f"/{key}"
+    for name, below in list_store(url, image_endings()):
+        if shard.holds(name):
+            yield ImageRef(name, _safe(below), name)
 
 
 def _is_address(source: str) -> bool:
