@@ -37,7 +37,7 @@ def list_store(url: str, endings: frozenset[str]) -> Iterator[tuple[str, str]]:
     for file in sorted(files, key=lambda file: str(file.path)):
         if file.type == FileType.File and os.path.splitext(file.path)[1].lower() in endings:
             empty = False
-            yield f"{prefix}{file.path}", os.path.relpath(file.path, path)
+            yield f"{prefix}{file.path}", file.path.removeprefix(path).lstrip("/") or os.path.basename(path)
     if empty:
         raise ImageError(f"no images at {url}: check the address")
 
