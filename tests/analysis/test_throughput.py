@@ -11,7 +11,9 @@ from torch import nn
 
 import vmamba
 from vmamba.analysis import alternate, measure, peak_memory
+from vmamba.analysis.models import load_model
 from vmamba.analysis.throughput import Timing, check, step
+from vmamba.export import export
 from vmamba.ops import select
 
 pytestmark = pytest.mark.slow
@@ -38,6 +40,17 @@ def test_ours_and_timms(training: bool) -> None:
     assert [(speed.image_size, speed.model) for speed in speeds] == [(size, name) for size in sizes for name in names]
     for speed in speeds:
         assert speed.images_per_second == 2 / speed.timing.median
+
+
+def test_exported_files(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    file = str(export(vmamba.create_model("vmamba_pico", num_classes=3), tmp_path / "model.onnx", image_size=64).path)
+    speeds = measure(["vmamba_pico", file], [(64, 64)], 2, rounds=2)
+    assert [speed.model for speed in speeds] == ["vmamba_pico", file]
+    with pytest.raises(ValueError, match="exported files are for inference"):
+        measure([file], [(64, 64)], training=True)
+    with pytest.raises(ValueError, match="exported files run on the CPU, not on meta"):
+        load_model(file, device="meta")
 
 
 def test_a_training_step_trains() -> None:

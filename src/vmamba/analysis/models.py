@@ -1,4 +1,4 @@
-"""The models that analyses compare: ours by name or checkpoint, and any of timm's."""
+"""The models that analyses compare: ours by name or checkpoint, any of timm's, and exported files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from vmamba.errors import OptionError
 from vmamba.model.variants import VARIANTS
+from vmamba.ort import OnnxModel
 from vmamba.zoo import create_model, model_from_checkpoint
 
 
@@ -25,19 +26,25 @@ def load_model(
     """A model in evaluation mode; by default with random weights.
 
     Args:
-        name: One of `vmamba.list_models` or ``timm.list_models``; may be None where the checkpoint says it.
+        name: One of `vmamba.list_models` or ``timm.list_models``, or an exported ``.onnx`` file; may be None where the
+            checkpoint says it.
         checkpoint: Weights of one of our models, adapted to RGB images; see `vmamba.zoo.model_from_checkpoint`.
         pretrained: Load the published weights, downloaded once.
         image_size: (H, W) for models that are built for one size (DeiT, Swin); others take any.
         device: Of the parameters; ``"meta"`` for shapes alone.
 
     Raises:
-        OptionError: For an unknown name, or published weights that do not exist.
+        OptionError: For an unknown name, published weights that do not exist, or an exported file on another device.
+        ExportError: If an exported file cannot be loaded.
     """
     if checkpoint is not None:
         return model_from_checkpoint(checkpoint, name, in_chans=3).to(device).eval()
     if name is None:
         raise OptionError("name a model or give a checkpoint")
+    if name.endswith(".onnx"):
+        if torch.device(device).type != "cpu":
+            raise OptionError(f"{name}: exported files run on the CPU, not on {device}")
+        return OnnxModel(name).eval()
     if name in VARIANTS:
         with torch.device(device):
             return create_model(name, pretrained=pretrained).to(device).eval()

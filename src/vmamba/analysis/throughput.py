@@ -129,7 +129,7 @@ def measure(
     """Time models against each other, every one at every image size taking turns, with random weights and images.
 
     Args:
-        names: Ours or timm's.
+        names: Ours, timm's, or exported ``.onnx`` files, which ONNX Runtime runs with as many threads as PyTorch has.
         image_sizes: (H, W) in pixels, one or several.
         batch: Images per step.
         training: Time training steps instead of inference.
@@ -142,6 +142,8 @@ def measure(
     """
     if rounds < 2:
         raise OptionError(f"rounds must be at least 2 for a median with quartiles, got {rounds}")
+    if training and (files := [name for name in names if name.endswith(".onnx")]):
+        raise OptionError(f"{files[0]}: exported files are for inference; leave training out with --mode inference")
     cases, speeds = {}, {}
     for size, name in itertools.product(image_sizes, names):
         model = load_model(name, image_size=size, device=device)

@@ -103,7 +103,11 @@ def add_image_size(parser: argparse.ArgumentParser, default: str = "224") -> Non
 
 def add_timing(parser: argparse.ArgumentParser, modes: Sequence[str] = MODES) -> None:
     parser.add_argument(
-        "models", nargs="*", default=PEERS, metavar="MODEL", help=f"ours or timm's (default: {' '.join(PEERS)})"
+        "models",
+        nargs="*",
+        default=PEERS,
+        metavar="MODEL",
+        help=f"ours, timm's, or exported .onnx files (default: {' '.join(PEERS)})",
     )
     parser.add_argument("--mode", nargs="+", choices=MODES, default=modes, help=f"default: {' '.join(modes)}")
     parser.add_argument("--rounds", type=positive, default=11, metavar="N", help="timed steps of each (default 11)")

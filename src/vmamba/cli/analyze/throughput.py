@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = """examples:
   vmamba analyze throughput
-  vmamba analyze throughput vmamba_tiny_s1l8 resnet50 --mode inference --batch-size 1 --rounds 21"""
+  vmamba analyze throughput vmamba_tiny_s1l8 resnet50 --mode inference --batch-size 1 --rounds 21
+  vmamba analyze throughput vmamba_tiny_s1l8 model.onnx --mode inference"""
 
 
 def add_to(commands: Commands) -> None:

@@ -54,15 +54,18 @@ function fail(message) {
   alert.hidden = !message;
 }
 
+let running = 0;
 /** Run a step of the page, and show why it failed if it does. */
 async function attempt(step) {
+  running += 1;
   document.body.setAttribute('aria-busy', 'true');
   try {
     await step();
   } catch (error) {
     fail(error.message);
   } finally {
-    document.body.setAttribute('aria-busy', 'false');
+    running -= 1;
+    document.body.setAttribute('aria-busy', String(running > 0));
   }
 }
 
