@@ -142,7 +142,9 @@ def test_maps_are_drawn(visit: Visit) -> None:
     read = """([map, y, x]) => {
         const canvas = document.querySelector(`figure[data-map="${map}"] canvas`);
         const at = (part, size) => Math.floor((part + 0.5) / 12 * size);
-        return [...canvas.getContext('2d').getImageData(at(x, canvas.width), at(y, canvas.height), 1, 1).data];
+        const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext('2d', { willReadFrequently: true });
+        copy.drawImage(canvas, 0, 0);
+        return [...copy.getImageData(at(x, canvas.width), at(y, canvas.height), 1, 1).data];
     }"""
 
     def colourful(name: str, row: int, column: int) -> bool:

@@ -6,10 +6,10 @@ import { decode, square } from './preprocess.js';
 
 const $ = (selector) => document.querySelector(selector);
 const ROUTES = {
-  rows: ['→', 'Along the rows'],
-  columns: ['↓', 'Along the columns'],
-  'rows backward': ['←', 'Rows, backward'],
-  'columns backward': ['↑', 'Columns, backward'],
+  rows: ['→', 'Rows'],
+  columns: ['↓', 'Columns'],
+  'rows backward': ['←', 'Rows back'],
+  'columns backward': ['↑', 'Columns back'],
 };
 const WALK = 2600; // milliseconds
 const SIZE = 560; // of a canvas in pixels, about
