@@ -81,6 +81,8 @@ def test_detectors_of_any_size(tmp_path: Path) -> None:
     exported = export(model, tmp_path / "model.onnx", image_size=96)
     outputs = [output.name for output in onnx.load(exported.path).graph.output]
     assert outputs == ["boxes", "scores", "labels", "masks"]
+    with pytest.raises(OptionError, match="detectors are exported to ONNX, not to torch"):
+        export(model, tmp_path / "model.pt2", format="torch")
     detector = ExportedDetector(OnnxModel(exported.path))
     for scale, (height, width) in [(1, (64, 96)), (5, (75, 128)), (0, (64, 64))]:
         padded = torch.zeros(1, 3, -(-height // 32) * 32, -(-width // 32) * 32)

@@ -158,6 +158,8 @@ def export(
     dynamic = _dynamic(dynamic, format, detector)
     if detector and precision != "float32":
         raise OptionError(f"detectors are exported in float32, not in {precision}")
+    if detector and kind.module not in ("onnx", "openvino"):
+        raise OptionError(f"detectors are exported to ONNX, not to {format}: what they find is no fixed number")
     if precision == "int8" and format != "onnx":
         raise OptionError(f"int8 is for ONNX, not for {format}")
     if (precision == "int8") != bool(calibration):
