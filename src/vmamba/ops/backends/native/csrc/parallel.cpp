@@ -63,14 +63,62 @@ void announce(int64_t* counter, int64_t value) { __atomic_store_n(counter, value
 
 void poison_memory(bool on) { poison = on; }
 
-Memory::Memory(int64_t bytes) : data_(nullptr) {
-  constexpr std::size_t line = 64;
-  const std::size_t size = (std::size_t(bytes < 1 ? 1 : bytes) + line - 1) / line * line;
-  data_ = ::operator new(size, std::align_val_t(line));
-  if (poison) std::memset(data_, 0xff, size);
+namespace {
+
+constexpr std::size_t kLine = 64;
+
+// Memory that a thread has used and will soon want again: what comes from the operating system anew at every call costs
+// as much time as a small product.
+class Spare {
+ public:
+  ~Spare() {
+    for (const Block& block : blocks_)
+      if (block.data) ::operator delete(block.data, std::align_val_t(kLine));
+  }
+  void* take(std::size_t size, std::size_t& capacity) {
+    Block* best = nullptr;
+    for (Block& block : blocks_)
+      if (block.data && block.size >= size && block.size <= 2 * size && (!best || block.size < best->size))
+        best = &block;
+    if (!best) return nullptr;
+    void* data = best->data;
+    capacity = best->size;
+    *best = {};
+    return data;
+  }
+  bool give(void* data, std::size_t size) {
+    if (size > kLargest) return false;
+    Block& place = blocks_[next_];
+    if (place.data) ::operator delete(place.data, std::align_val_t(kLine));
+    place = {data, size};
+    next_ = (next_ + 1) % kBlocks;
+    return true;
+  }
+
+ private:
+  static constexpr std::size_t kLargest = std::size_t(8) << 20;
+  static constexpr int kBlocks = 6;
+  struct Block {
+    void* data = nullptr;
+    std::size_t size = 0;
+  };
+  Block blocks_[kBlocks];
+  int next_ = 0;
+};
+thread_local Spare spare;
+
+}  // namespace
+
+Memory::Memory(int64_t bytes)
+    : data_(nullptr), size_((std::size_t(bytes < 1 ? 1 : bytes) + kLine - 1) / kLine * kLine) {
+  if (!poison) data_ = spare.take(size_, size_);  // tests want to see what is written beyond the end
+  if (!data_) data_ = ::operator new(size_, std::align_val_t(kLine));
+  if (poison) std::memset(data_, 0xff, size_);
 }
 
-Memory::~Memory() { ::operator delete(data_, std::align_val_t(64)); }
+Memory::~Memory() {
+  if (poison || !spare.give(data_, size_)) ::operator delete(data_, std::align_val_t(kLine));
+}
 
 void run_tasks(int threads, int64_t count, int64_t scratch_bytes, void (*call)(const void*, int64_t, void*),
                const void* task) {

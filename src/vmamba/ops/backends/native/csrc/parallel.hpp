@@ -3,6 +3,8 @@
 
 #include <stdint.h>
 
+#include <cstddef>
+
 namespace vmamba {
 
 // Runs body(context) on `threads` threads, the calling one included, and waits for all of them.
@@ -30,7 +32,7 @@ void announce(int64_t* counter, int64_t value);
 // shows in the results.
 void poison_memory(bool on);
 
-// Aligned memory that lives as long as this object.
+// Aligned memory that lives as long as this object, on the thread that made it.
 class Memory {
  public:
   explicit Memory(int64_t bytes);
@@ -44,6 +46,7 @@ class Memory {
 
  private:
   void* data_;
+  std::size_t size_;
 };
 
 // The part of for_each that does not depend on the task's type.

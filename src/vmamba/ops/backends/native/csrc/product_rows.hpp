@@ -43,13 +43,21 @@ struct PatchRows {
   }
 };
 
+VMAMBA_INLINE float total(f32v v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)v);
+#else
+  return sum_lanes<float>(v);
+#endif
+}
+
 VMAMBA_INLINE void moments(const float* row, int64_t inputs, float eps, float& mean, float& factor) {
   f32v sum = {};
   float rest = 0;
   int64_t at = 0;
   for (; at + kLanes<float> <= inputs; at += kLanes<float>) sum += load(row + at);
   for (; at < inputs; ++at) rest += row[at];
-  mean = (sum_lanes<float>(sum) + rest) / float(inputs);
+  mean = (total(sum) + rest) / float(inputs);
   f32v squares = {};
   rest = 0;
   for (at = 0; at + kLanes<float> <= inputs; at += kLanes<float>) {
@@ -57,7 +65,7 @@ VMAMBA_INLINE void moments(const float* row, int64_t inputs, float eps, float& m
     squares = fma(d, d, squares);
   }
   for (; at < inputs; ++at) rest += (row[at] - mean) * (row[at] - mean);
-  factor = 1 / __builtin_sqrtf((sum_lanes<float>(squares) + rest) / float(inputs) + eps);
+  factor = 1 / __builtin_sqrtf((total(squares) + rest) / float(inputs) + eps);
 }
 
 // Rows first … first + count - 1 as words, normalised unless eps is negative.
@@ -164,14 +172,17 @@ inline void normalise_rows(float* y, int64_t rows, int64_t channels, const float
       float* row = y + m * channels;
       float mean = 0, factor = 1;
       if (weight) moments(row, channels, eps, mean, factor);
-      for (int64_t at = 0; at < channels; at += kLanes<float>) {
-        const int valid = int(smaller(kLanes<float>, channels - at));
-        f32v v[1] = {load_some<float>(row + at, valid)};
-        if (weight)
-          v[0] = fma((v[0] - mean) * factor, load_some<float>(weight + at, valid), load_some<float>(bias + at, valid));
+      for_groups<float>(round_up(channels, kLanes<float>), [&](auto group, int64_t at) {
+        f32v v[decltype(group)::vectors], scale[decltype(group)::vectors], shift[decltype(group)::vectors];
+        load_row<float>(v, row + at, channels - at);
+        if (weight) {
+          load_row<float>(scale, weight + at, channels - at);
+          load_row<float>(shift, bias + at, channels - at);
+          for (int j = 0; j < decltype(group)::vectors; ++j) v[j] = fma((v[j] - mean) * factor, scale[j], shift[j]);
+        }
         if (gelu) gelu_each(v);
-        store_some<float>(row + at, v[0], valid);
-      }
+        store_row<float>(row + at, v, channels - at);
+      });
     }
   });
 }

@@ -15,6 +15,7 @@ constexpr int kTileRows = 14;  // two vectors of each: 28 of 32 registers
 #else
 constexpr int kTileRows = 6;
 #endif
+constexpr int kAhead = 24;  // steps after which a panel's words are wanted; processors look ahead within a page only
 constexpr int kPanel = 2 * kLanes<float>;  // columns of a panel; the last may have half as many
 
 // Packed weights: panels of words, then by column the bias, the scale, and the scaled sum of the weights.
@@ -73,7 +74,10 @@ void sum_tile(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t de
   typename Kind::Sum sum[M][V] = {};
   for (int64_t k = 0; k < depth; ++k) {
     u32v words[V];
-    for (int v = 0; v < V; ++v) memcpy(&words[v], b + (k * V + v) * kLanes<float>, sizeof(u32v));
+    for (int v = 0; v < V; ++v) {
+      memcpy(&words[v], b + (k * V + v) * kLanes<float>, sizeof(u32v));
+      __builtin_prefetch(b + ((k + kAhead) * V + v) * kLanes<float>);
+    }
     for (int m = 0; m < M; ++m) {
       const u32v row = splat<u32v>(a[m * a_stride + k]);
       for (int v = 0; v < V; ++v) sum[m][v] = Kind::dot(row, words[v], sum[m][v]);
