@@ -146,6 +146,7 @@ def main() -> None:
         bodies = [photograph(i) for i in range(32)]
         alone = [bare(weights, options.batch_size, options.seconds / 2)]
         service = Service(weights, options.port, options.batch_size)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(service.stop()))
         service.load(bodies, options.batch_size, 3)
         one = service.load(bodies, 1, options.seconds / 2)
         many = service.load(bodies, 2 * options.batch_size, options.seconds)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -20,6 +21,7 @@ from PIL import Image
 
 import vmamba
 from support.commands import Fails, Run
+from support.runs import children
 from vmamba.data.images import read_image
 from vmamba.results.jsonl import JsonLines
 from vmamba.tasks.classification.prediction import eval_transform
@@ -58,7 +60,7 @@ def by_image(path: Path) -> dict[str, Any]:
 def test_killed_at_random_every_image_comes_once(
     name: str, run: Run, weights: Path, many: Path, tmp_path: Path
 ) -> None:
-    options = ["--checkpoint", str(weights), "--image-size", "32", "--workers", "1", "--batch-size", "8"]
+    options = ["--checkpoint", str(weights), "--image-size", "32", "--workers", "2", "--batch-size", "8"]
     assert run("predict", many, *options, "--output", tmp_path / "whole" / name) == 1
     output = tmp_path / "killed" / name
     command = [sys.executable, "-m", "vmamba", "predict", str(many), *options, "--output", str(output), "--resume"]
@@ -71,8 +73,13 @@ def test_killed_at_random_every_image_comes_once(
             time.sleep(0.01)
         time.sleep(draw.uniform(0, 0.1))
         kills += process.poll() is None
+        decoding = children(process.pid) if process.poll() is None else []
         process.kill()
         process.wait()
+        end = time.monotonic() + 30
+        while any(map(psutil.pid_exists, decoding)):  # what decodes ends with it
+            assert time.monotonic() < end
+            time.sleep(0.05)
     assert kills >= 2
     assert subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 1
     whole, killed = by_image(tmp_path / "whole" / name), by_image(output)

@@ -37,6 +37,13 @@ def jpeg(colour: tuple[int, int, int]) -> bytes:
     return content.getvalue()
 
 
+def bomb() -> bytes:
+    """Few bytes, many pixels."""
+    content = io.BytesIO()
+    Image.new("1", (10_000, 10_001)).save(content, "PNG")
+    return content.getvalue()
+
+
 class Service:
     def __init__(self, weights: Path, *options: str) -> None:
         self.port = free_port()
@@ -113,6 +120,7 @@ def test_every_form_of_request_has_the_model_s_answers(service: Service, weights
 REFUSED = [
     (b"no image", "image/jpeg", 400, "not an image"),
     (b"", "image/jpeg", 400, "send an image"),
+    (bomb(), "image/png", 400, "more than 50,000,000 pixels"),
     (jpeg((0, 0, 0))[:300], "image/jpeg", 400, "cannot read the image image 1"),
     (b"{}", "application/json", 400, "the JSON must be"),
     (b'{"images": ["?"]}', "application/json", 400, "the JSON must be"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmamba.checkpoints.info import read_info
-from vmamba.cli.arguments import add_device, add_max_pixels, device, positive
+from vmamba.cli.arguments import add_device, device, positive
 from vmamba.errors import MissingPackageError, OptionError
 from vmamba.files import require_file
 from vmamba.progress import remark
@@ -45,7 +45,9 @@ def add_to(commands: Commands) -> None:
     parser.add_argument(
         "--max-bytes", type=positive, default=32 << 20, metavar="N", help="of a request (default 32 Mi)"
     )
-    add_max_pixels(parser)
+    parser.add_argument(
+        "--max-pixels", type=positive, default=50_000_000, metavar="N", help="of an image (default 50 million)"
+    )
     add_device(parser)
     parser.set_defaults(run=run)
 
