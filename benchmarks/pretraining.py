@@ -6,7 +6,7 @@
 `digits`: `vmamba_pico` on the 1437 digits of scikit-learn without their labels, then probes and fine-tuning on a few
 labels a class, beside raw pixels, the untrained model and training from scratch; a seed is one of the labels and of
 fine-tuning. `shapes`: UperNet on a tenth of the built-in pictures' label maps, after pre-training on all pictures, and
-from scratch with as many steps in all. Give the same command again to go on. Writes ``results/pretraining-NAME.csv``.
+from scratch with as many steps in all. Give the same command again to go on. Writes ``results/pretraining_NAME.csv``.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     measure = {"digits": digits, "shapes": shapes}[options.name]
-    target = options.results / f"pretraining-{options.name}.csv"
+    target = options.results / f"pretraining_{options.name}.csv"
     rows: list[Row] = [dict(row) for row in read_csv(target)] if target.exists() else []
     for seed in options.seeds:
         found = list(measure(options.folder, seed, options.method, options.epochs))
