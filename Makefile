@@ -56,8 +56,9 @@ $(VENV)/openmmlab/installed: Makefile $(VENV)/installed
 # A browser, for the tests of the page that `vmamba explore` writes. Without one, and without the right to install Debian's,
 # they are skipped.
 $(VENV)/browser: $(VENV)/installed
-	command -v chromium chromium-browser google-chrome || { test "$$(id -u)" = 0 && apt-get update --quiet && \
-		apt-get install --quiet --yes --no-install-recommends chromium; } || echo "no Chromium: the page is not tested"
+	command -v chromium || command -v chromium-browser || command -v google-chrome || { test "$$(id -u)" = 0 && \
+		apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends chromium; } || \
+		echo "no Chromium: the page is not tested"
 	touch $@
 
 # timm's own tests of a model, for tests/timm_suite; only in its source distribution.
