@@ -276,7 +276,7 @@ class Campaign:
         done = 0
         while done < counts["wanted"]:
             for name in weights:
-                more = [] if name == "predict" else ["--output", self.folder / name / "results", "--overwrite"]
+                more = [] if name == "predict" else ["--output", self.folder / name / "results"]
                 checkpoint = self.folder / name / "model.safetensors"
                 arguments = [name, self.images / "val", "--checkpoint", checkpoint, *more, "--device", "cpu", "--json"]
                 arguments += [] if name == "predict" else ["--overwrite"]
