@@ -20,9 +20,9 @@ BOUNDS = Path(__file__).parents[4] / "benchmarks" / "triton_bounds.py"
 #: Issue slots per token and channel in stage 1 of tiny, bf16, by Triton 3.9, and bytes in units of the minimum.
 RECORDED = {
     ("convolution", "_convolved"): (32.4, 1.0),
-    ("convolution, backward", "_differentiated"): (57.7, 1.02),
+    ("convolution, backward", "_differentiated"): (53.8, 1.02),
     ("convolution, backward", "_convolved"): (23.7, 0.67),
-    ("convolution, backward", "all"): (81.4, 1.70),
+    ("convolution, backward", "all"): (77.4, 1.69),
 }
 
 
@@ -37,3 +37,4 @@ def test_instructions_and_bytes_of_a_value(tmp_path: Path) -> None:
         assert float(rows[key]["slots"]) < 1.05 * slots
         assert float(rows[key]["bytes"]) < 1.02 * moved
         assert rows[key]["spilled"] in ("0", "")
+        assert rows[key]["barriers"] in ("0", "")  # no warp waits for another
