@@ -266,7 +266,7 @@ def test_without_packed_layers(model: Any, images: Tensor, monkeypatch: pytest.M
     for module in ("layer", "model"):
         monkeypatch.setattr(importlib.import_module(f"vmamba.frozen.{module}"), "can_pack", lambda: "there are none")
     assert relative_error(vmamba.freeze(model)(images), expected) < 1e-5
-    with pytest.raises(FrozenError, match="^freeze: int8 needs the compiled CPU kernels: there are none"):
+    with pytest.raises(FrozenError, match="freeze: int8 needs the compiled CPU kernels: there are none"):
         vmamba.freeze(model, "int8")
 
 

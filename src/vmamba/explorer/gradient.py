@@ -19,7 +19,7 @@ Gradients = tuple[Tensor | None, ...]
 
 
 def gradient_decompositions() -> dict[Any, Callable[..., Any]]:
-    """What `torch.fx.experimental.proxy_tensor.make_fx` should put in the place of backward operators."""
+    """Operations for `torch.fx.experimental.proxy_tensor.make_fx` to put in the place of backward operators."""
     aten = torch.ops.aten
     pytorch = (
         aten.native_layer_norm_backward,

@@ -203,7 +203,7 @@ def _walk_back(
         wait_for_stores(WAITS)  # another route adds to the sums in other threads
 
 
-def most_parts(x: Tensor, dbc: Tensor) -> int:
+def max_parts(x: Tensor, dbc: Tensor) -> int:
     """Most ranges of channel blocks: their sums of ddbc stay in the caches, or move no more bytes than must move."""
     least = 3 * x.numel() * x.element_size() + 2 * dbc.numel() * dbc.element_size()
     return max(1, CACHED // (4 * dbc.numel()), (least // (4 * dbc.numel()) - 1) // 2)
@@ -223,7 +223,7 @@ def ss2d_scan_backward(
     blocks, groups = triton.cdiv(channels, block), triton.cdiv(batch, images)
     programs = min(groups, triton.cdiv(ENOUGH_WARPS, warps))
     wanted = triton.cdiv(ENOUGH_WARPS, programs * warps)
-    per_part = triton.cdiv(blocks, min(blocks, wanted, most_parts(x, dbc)))
+    per_part = triton.cdiv(blocks, min(blocks, wanted, max_parts(x, dbc)))
     parts = triton.cdiv(blocks, per_part)
 
     def partial(count: int, *shape: int) -> Tensor:
