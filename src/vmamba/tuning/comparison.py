@@ -28,7 +28,7 @@ class Comparison:
 
     @property
     def gains(self) -> tuple[float, ...]:
-        """What the winner gains with each seed; positive is better."""
+        """Gain of the winner with each seed; positive is better."""
         sign = 1 if self.metric.larger_is_better else -1
         return tuple(sign * (after - before) for before, after in zip(self.default, self.winner, strict=True))
 

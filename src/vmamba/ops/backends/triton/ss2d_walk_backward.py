@@ -205,8 +205,8 @@ def _walk_back(
 
 def max_parts(x: Tensor, dbc: Tensor) -> int:
     """Most ranges of channel blocks: their sums of ddbc stay in the caches, or move no more bytes than must move."""
-    least = 3 * x.numel() * x.element_size() + 2 * dbc.numel() * dbc.element_size()
-    return max(1, CACHED // (4 * dbc.numel()), (least // (4 * dbc.numel()) - 1) // 2)
+    minimum = 3 * x.numel() * x.element_size() + 2 * dbc.numel() * dbc.element_size()
+    return max(1, CACHED // (4 * dbc.numel()), (minimum // (4 * dbc.numel()) - 1) // 2)
 
 
 def ss2d_scan_backward(

@@ -186,7 +186,7 @@ def add_parameter(pointer, value, first, channels, pitch, times, G: tl.constexpr
 
 @triton.jit
 def _warp_of_line(pitch, G: tl.constexpr, C: tl.constexpr, SPLIT: tl.constexpr):
-    """Where the sums of the warp of each of `_line_channels` begin."""
+    """Start of the sums of the warp of each of `_line_channels`."""
     return tl.zeros((C * G,), tl.int32) if SPLIT else tl.arange(0, C * G) // 8 % G * pitch
 
 
