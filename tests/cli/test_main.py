@@ -79,7 +79,7 @@ def test_help_of_every_command_has_its_own_options(capsys: pytest.CaptureFixture
             examples = re.findall(rf"^  (vmamba {name}\b.*)$", out.partition("examples:")[2], flags=re.MULTILINE)
             assert examples
             for example in examples:
-                arguments = shlex.split(example, comments=True)[1:]
+                arguments = shlex.split(example.partition(" > ")[0], comments=True)[1:]
                 assert callable(_parser(arguments).parse_args(arguments).run)
 
 
