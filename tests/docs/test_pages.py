@@ -80,7 +80,7 @@ def test_page(page: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> No
             capsys.readouterr()
             if READERS.search(f"{line} "):
                 assert main(arguments) == 2, line
-                assert re.search("no such file|matches nothing", capsys.readouterr().err), line
+                assert re.search("no such file|matches nothing|no annotations", capsys.readouterr().err), line
             else:
                 more = [word for start, words in SHORTENED.items() if line.startswith(start) for word in words]
                 assert main(arguments + more) == 0, (line, capsys.readouterr().err)

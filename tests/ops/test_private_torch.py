@@ -36,7 +36,8 @@ import torch, vmamba
 from vmamba.ops import private_torch
 
 for module in pkgutil.walk_packages(vmamba.__path__, "vmamba."):
-    if not module.name.endswith("__main__") and ".integrations." not in module.name:  # these import large packages
+    large = module.name.endswith(("__main__", ".executorch")) or ".integrations." in module.name
+    if not large:
         importlib.import_module(module.name)
 
 torch.manual_seed(0)

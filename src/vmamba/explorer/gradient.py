@@ -11,8 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._decomp import get_decompositions
 
+from vmamba.ops.private_torch import decompositions
 from vmamba.ops.routes import routes
 
 Gradients = tuple[Tensor | None, ...]
@@ -30,7 +30,7 @@ def gradient_decompositions() -> dict[Any, Callable[..., Any]]:
         aten._softmax_backward_data,
     )
     return {
-        **get_decompositions(pytorch),
+        **decompositions(pytorch),
         aten.convolution_backward.default: convolution_gradient,
         torch.ops.vmamba.ss2d_scan_backward.default: scan_gradient,
     }

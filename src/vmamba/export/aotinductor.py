@@ -15,21 +15,22 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch._inductor import aoti_compile_and_package, aoti_load_package
 from torch.export import Dim, ExportedProgram
 
 from vmamba.errors import ExportError, OptionError
 from vmamba.export import Example
 from vmamba.files import atomic_write
 from vmamba.ops.libraries import library_path
+from vmamba.ops.private_torch import inductor_packages
 
 #: Of Inductor: PyTorch's operators, no kernels of its own, and little time for the code that calls them.
 _SETTINGS = {
@@ -50,7 +51,8 @@ class TorchPackage:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "model.pt2")
             path.write_bytes(self.content)
-            self._model = aoti_load_package(str(path))
+            _, load, _ = _inductor()
+            self._model = load(str(path))
 
     def run(self, images: Tensor) -> list[Tensor]:
         with torch.inference_mode():
@@ -68,14 +70,24 @@ def convert(example: Example) -> TorchPackage:
     if example.images.dtype != torch.float32:
         raise OptionError("packages of PyTorch are float32")
     program = _trace(example)
+    package, _, missing_compiler = _inductor()
     settings = {"aot_inductor.metadata": dict(example.metadata)} | _SETTINGS
     with tempfile.TemporaryDirectory() as folder, _quietly():
         try:
-            path = aoti_compile_and_package(program, package_path=f"{folder}/model.pt2", inductor_configs=settings)
-        except torch._inductor.exc.InvalidCxxCompiler:
+            path = package(program, package_path=f"{folder}/model.pt2", inductor_configs=settings)
+        except missing_compiler:
             raise ExportError("AOTInductor needs a C++ compiler; install g++ or clang++, or name one in CXX") from None
         content = Path(path).read_bytes()
     return TorchPackage(content, sum(node.op == "call_function" for node in program.graph.nodes))
+
+
+def _inductor() -> tuple[Callable[..., str], Callable[[str], Any], type[Exception]]:
+    try:
+        return inductor_packages()
+    except ImportError as error:
+        raise ExportError(
+            f"PyTorch {torch.__version__} has no packages of AOTInductor where they were: {error}"
+        ) from None
 
 
 @cache

@@ -63,7 +63,7 @@ class FrozenStem(FusedLayer):
         if self.is_packed(x):
             precision = self.precision if number == "2" else "float32"
             return packed_convolution(x, self.packed[number], len(weight), precision, geometry, norm, gelu)
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # channels last
         y = F.conv2d(x, weight, bias, *geometry[1:]).permute(0, 2, 3, 1)
         y = y if norm is None else F.layer_norm(y, y.shape[-1:], *norm)
         return F.gelu(y) if gelu else y

@@ -191,3 +191,26 @@ def autograd_kernel(op: Any, setup_context: Callable[..., None], backward: Calla
         return below(keyset, operands)
 
     return kernel
+
+
+def inductor_packages() -> tuple[Callable[..., str], Callable[[str], Any], type[Exception]]:
+    """The functions that compile and load a package of AOTInductor, and the error for a missing compiler.
+
+    They are documented under ``torch._inductor``, whose import takes seconds.
+
+    Raises:
+        ImportError: Where PyTorch has them no longer there.
+    """
+    from torch._inductor import aoti_compile_and_package, aoti_load_package
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    return aoti_compile_and_package, aoti_load_package, InvalidCxxCompiler
+
+
+def decompositions(operators: Sequence[Any]) -> dict[Any, Callable[..., Any]]:
+    """PyTorch's definitions of operators by simpler ones; none where they are elsewhere, and exporting refuses them."""
+    try:
+        from torch._decomp import get_decompositions
+    except ImportError:
+        return {}
+    return dict(get_decompositions(operators))

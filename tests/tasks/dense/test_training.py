@@ -95,8 +95,11 @@ def test_evaluate_and_look(shapes: Path, tmp_path: Path, capsys: pytest.CaptureF
     capsys.readouterr()
     assert run("detect", images, "--checkpoint", detector, "--image-size", 64, "--score", 0.05, "--output",
                tmp_path / "found", "--json") == 0  # fmt: skip
-    records = json.loads(capsys.readouterr().out)
-    assert json.loads((tmp_path / "found" / "detections.json").read_text()) == records
+    rows = json.loads(capsys.readouterr().out)
+    lines = (tmp_path / "found" / "detections.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == rows
+    records = [record for row in rows for record in row["detections"]]
+    assert records
     assert all(record["category"] in ("disc", "square", "triangle", "star") for record in records)
     assert len(list((tmp_path / "found").glob("*.png"))) == 4
 
