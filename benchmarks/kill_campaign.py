@@ -500,7 +500,7 @@ def write(path: Path, record: Record) -> None:
     """Write the results so far."""
     lines = ["| part | what is done | what happened | minutes |", "|---|---|---|---|"]
     for name, counts in record.counts.items():
-        what = (PARTS[name][0].__doc__ or "").strip()
+        what = " ".join((PARTS[name][0].__doc__ or "").partition("\n\n")[0].split())
         lines.append(f"| {name} | {what} | {described(counts)} | {record.seconds[name] / 60:.1f} |")
     if record.failures:
         lines += ["", "What happened that must not:", "", *(f"- {failure}" for failure in record.failures)]
