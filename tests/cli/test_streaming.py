@@ -136,6 +136,11 @@ def test_results_are_never_replaced_unasked(
     capsys.readouterr()
     assert "--resume and --overwrite need --output" in fails(*command[:-2], "--resume")
     assert "--shard takes I/N" in fails(*command, "--shard", "3/3")
+    for name in ("rows.csv", "vectors.npy"):
+        line = fails(*command[:-1], tmp_path / name)
+        assert f"{name}: results are written as .jsonl, .parquet or into a folder, not as {name[-4:]}" in line
+        assert not (tmp_path / name).exists()
+    assert fails("embed", *command[1:-1], output.with_suffix(".npy")).endswith("--overwrite replaces it")
 
 
 def test_failures_are_rows_and_are_listed_again(

@@ -14,6 +14,7 @@ from PIL import Image
 
 import vmamba
 from support import hub_server
+from support.runs import free_port
 from vmamba.checkpoints.info import ModelInfo, Preprocessing
 from vmamba.checkpoints.saving import save_weights
 from vmamba.integrations.hub import model_card
@@ -78,6 +79,26 @@ def test_there_and_back(tmp_path: Path) -> None:
     assert "| top1 | 91.25 |" in body
     assert "cat, dog&#124;&#60;b&#62;" in body
     assert "![curves.png](curves.png)" in body
+
+
+@pytest.mark.slow
+def test_no_network(tmp_path: Path) -> None:
+    path = save_weights(vmamba.create_model("vmamba_pico", num_classes=2), tmp_path / "model.safetensors")
+    script = """
+import sys
+from vmamba.cli import main
+assert main(["push", sys.argv[1], "me/cats"]) == main(["pull", "me/cats"]) == 2
+"""
+    environment = os.environ | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{free_port()}", "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_none",
+        "no_proxy": "127.0.0.1",
+    }  # fmt: skip
+    command = [sys.executable, "-c", script, str(path)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    push, pull = (line for line in result.stderr.splitlines() if line.startswith("vmamba: error: "))
+    assert push.startswith("vmamba: error: me/cats: the Hub cannot be used: ")
+    assert pull.startswith("vmamba: error: me/cats: the Hub cannot be reached")
 
 
 def test_cards_of_every_task() -> None:

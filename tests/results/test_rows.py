@@ -62,6 +62,15 @@ def test_other_files_are_left_alone(line: str, tmp_path: Path) -> None:
     assert path.read_text() == content
 
 
+@pytest.mark.parametrize("content", ["a note of one line", "a note\n", '{"name": 1}\n', "[1]", '{"image": 1}\n{"name'])
+def test_the_last_line_of_other_files_is_left_alone(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "notes.jsonl"
+    path.write_text(content)
+    with pytest.raises(DataError, match="is no row of results"):
+        JsonLines(path)
+    assert path.read_text() == content
+
+
 def test_rows_are_put_on_the_disk_in_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     monkeypatch.setattr(jsonl.os, "fsync", lambda _: synced.append(1))
@@ -160,6 +169,21 @@ def test_vectors_are_those_of_their_rows(tmp_path: Path) -> None:
     os.truncate(path, 200)
     with pytest.raises(DataError, match="has fewer vectors than"):
         write(range(5))
+
+
+def test_other_vectors_and_other_rows_are_left_alone(tmp_path: Path) -> None:
+    vectors, lines = tmp_path / "vectors.npy", tmp_path / "vectors.jsonl"
+    np.save(vectors, np.arange(3))
+    with pytest.raises(DataError, match=r"has no vectors\.jsonl beside it"):
+        Vectors(vectors, "embedding", lambda _: None)
+    assert np.array_equal(np.load(vectors), np.arange(3))
+    assert not lines.exists()
+    vectors.unlink()
+    lines.write_text(content := json.dumps(row(0)) + "\n")
+    with pytest.raises(DataError, match="holds other rows than those of vectors"):
+        Vectors(vectors, "embedding", lambda _: None)
+    assert lines.read_text() == content
+    assert not vectors.exists()
 
 
 def test_names_that_have_been_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,10 @@ AHEAD, AHEAD_SECONDS = 10_000, 2.0
 FEW = 32
 #: Failures listed at the end where they are in the output, too.
 LISTED = 100
+#: The column that is written as .npy.
+VECTOR = "embedding"
+#: Endings of files that a folder is not meant by.
+OTHER_FORMATS = (".json", ".csv", ".tsv", ".txt", ".npy", ".npz")
 
 
 def add_work(parser: argparse.ArgumentParser, output: str | None) -> None:
@@ -231,7 +235,12 @@ def results_of(
     output: Path | None = options.output
     if output is None and (options.resume or options.overwrite):
         raise OptionError("--resume and --overwrite need --output")
-    in_folder = output is not None and output.suffix not in (".jsonl", ".parquet", ".npy")
+    files_of_rows = (".jsonl", ".parquet", *((".npy",) if VECTOR in columns else ()))
+    in_folder = output is not None and output.suffix not in files_of_rows
+    if output is not None and output.suffix in OTHER_FORMATS and in_folder:
+        raise OptionError(
+            f"{output}: results are written as {', '.join(files_of_rows)} or into a folder, not as {output.suffix}"
+        )
     path = output / rows if output is not None and in_folder else output
     with ExitStack() as stack:
         if path is not None:
@@ -244,6 +253,7 @@ def results_of(
             _make_room(path, options)
             if in_folder:
                 remove_leftovers(path.parent, recursive=False)
+            stack.push(partial(_remove_unused, [file for file in _files(path) if not file.exists()]))
         show = stack.enter_context(printer(options.json, written=path is not None, shown=path is None or in_folder))
         bar = stack.enter_context(progress_bar("images"))
         names = OutputNames(path.parent, endings) if path is not None and in_folder else None
@@ -262,17 +272,27 @@ def _refuse(options: argparse.Namespace, files: Sequence[Path]) -> None:
 
 
 def _make_room(path: Path, options: argparse.Namespace) -> None:
-    if options.resume or not path.exists():
+    there = [file for file in _files(path) if file.exists()]
+    if options.resume or not there:
         return
     if not options.overwrite:
-        raise OptionError(f"{path} exists: --resume goes on with it, --overwrite replaces it")
+        raise OptionError(f"{there[0]} exists: --resume goes on with it, --overwrite replaces it")
     if path.is_dir():
-        for part in (*path.glob("part-*.parquet"), *path.glob("_journal.jsonl")):
-            part.unlink()
-    else:
-        path.unlink()
-        if path.suffix == ".npy":
-            path.with_suffix(".jsonl").unlink(missing_ok=True)
+        there = [*path.glob("part-*.parquet"), *path.glob("_journal.jsonl")]
+    for file in there:
+        file.unlink()
+
+
+def _files(path: Path) -> list[Path]:
+    """The files or the folder that hold the rows."""
+    return [path, path.with_suffix(".jsonl")] if path.suffix == ".npy" else [path]
+
+
+def _remove_unused(files: Sequence[Path], kind: type[BaseException] | None, *_: object) -> None:
+    """Leave no new file behind when a command is refused before it has written anything."""
+    for file in files if kind is not None else ():
+        if file.is_file() and not file.stat().st_size:
+            file.unlink()
 
 
 def _open(path: Path, columns: Mapping[str, Any], results: Results) -> Any:
@@ -283,7 +303,7 @@ def _open(path: Path, columns: Mapping[str, Any], results: Results) -> Any:
     if path.suffix == ".npy":
         from vmamba.results.vectors import Vectors
 
-        return Vectors(path, "embedding", results.restore)
+        return Vectors(path, VECTOR, results.restore)
     return JsonLines(path, results.restore)
 
 

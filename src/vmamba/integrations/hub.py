@@ -179,9 +179,13 @@ def _hub_errors(repo: str) -> Iterator[Any]:
         raise DownloadError(
             f"{repo}: the Hub has no such repository, or not for you; check the name, or log in with 'hf auth login'"
         ) from None
+    except hub.errors.LocalEntryNotFoundError:  # its text speaks of the cache
+        raise DownloadError(
+            f"{repo}: the Hub cannot be reached, and nothing of it is here; check the network"
+        ) from None
     except hub.errors.EntryNotFoundError:
         raise DownloadError(f"{repo}: holds no {WEIGHTS}; it was not pushed by vmamba") from None
-    except (hub.errors.HfHubHTTPError, hub.errors.LocalEntryNotFoundError, OSError, RuntimeError) as error:
+    except (hub.errors.HTTPError, OSError, RuntimeError) as error:
         raise DownloadError(f"{repo}: the Hub cannot be used: {_line(error)}") from None
 
 

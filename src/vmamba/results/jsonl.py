@@ -17,10 +17,12 @@ Row = Mapping[str, Any]
 
 #: Seconds after which rows are on the disk, even when the machine fails; a process that is killed loses none.
 SYNC_SECONDS = 2.0
+#: What every row begins with.
+_START = b'{"image": '
 
 
 class JsonLines:
-    """Rows that are appended to a file. What a killed writer left of its last row is cut off.
+    """Rows that are appended to a file. What a killed writer left of its last row is cut off, and nothing else.
 
     Args:
         path: The file; created with its folder.
@@ -55,7 +57,7 @@ class JsonLines:
             for line in file:
                 row = _row(line)
                 if row is None:
-                    if file.read(1):
+                    if file.read(1) or not _is_torn(line):
                         raise DataError(
                             f"{self.path}: line {self.count + 1} is no row of results; choose another --output"
                         )
@@ -85,6 +87,12 @@ class JsonLines:
         with name_in_errors(self.path), self._file:
             self._file.flush()
             self.sync()
+
+
+def _is_torn(line: bytes) -> bool:
+    """True for what a writer that was killed, or a machine that lost its power and left zeros, may leave of a row."""
+    begin = line.rstrip(b"\0")[: len(_START)]
+    return _START.startswith(begin)
 
 
 def _row(line: bytes) -> Row | None:

@@ -26,17 +26,24 @@ class Vectors:
         on_row: Called with each row that is there.
 
     Raises:
-        DataError: If the vectors are not there that the rows speak of.
+        DataError: If the vectors are not there that the rows speak of, or either file is another's.
     """
 
     def __init__(self, path: Path, column: str, on_row: Callable[[Row], None]) -> None:
         self.path, self._column, self._count, self._width = path, column, 0, 0
+        lines = path.with_suffix(".jsonl")
+        if path.exists() and not lines.exists():  # rows are begun first
+            raise DataError(
+                f"{path}: has no {lines.name} beside it, so its vectors are nobody's; choose another --output"
+            )
 
         def read(row: Row) -> None:
+            if "index" not in row and "error" not in row:
+                raise DataError(f"{lines}: holds other rows than those of vectors; choose another --output")
             self._count += "index" in row
             on_row(row)
 
-        self._rows = JsonLines(path.with_suffix(".jsonl"), read, before_sync=self._sync)
+        self._rows = JsonLines(lines, read, before_sync=self._sync)
         self._file = path.open("r+b" if path.exists() else "w+b")
         if self._count:
             self._resume()
