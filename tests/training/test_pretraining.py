@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import yaml
 
 from support.runs import STEPS, assert_identical, last_state, losses, read_rows, tensors, wait_for_step
+from vmamba.cli import main
 from vmamba.model.variants import VARIANTS
 from vmamba.settings import Settings
 from vmamba.tasks.pretraining.lejepa import LeJEPA
@@ -21,6 +23,9 @@ from vmamba.zoo import model_from_checkpoint
 pytestmark = pytest.mark.slow
 
 Train = Callable[..., int]
+TWO = ("--standalone", "--nproc-per-node", 2)
+#: Of the projector where its layers are sharded one by one, as those of real ones are.
+WIDE = 512
 TINY = {"dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
 METHODS: dict[str, dict[str, Any]] = {
     "lejepa": {"global_views": 1, "local_views": 1, "hidden": 32, "embedding": 16, "directions": 64},
@@ -54,20 +59,73 @@ def test_killed(train: Train, launch: Any, tmp_path: Path, method: str) -> None:
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
-def test_two_processes(train: Train, launch: Any, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def alone(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two epochs of LeJEPA in one process; the layers of its projector are large enough to be sharded one by one."""
+    folder = tmp_path_factory.mktemp("alone")
+    options = {"image_size": 32, **METHODS["lejepa"], "hidden": WIDE}
+    recipe = settings(folder / "tiny.yaml", "lejepa", epochs=2, ema=None, options=options)
+    command = ["train", "--recipe", recipe, "--data", images, "--output", folder / "run", "--device", "cpu"]
+    assert main([str(word) for word in command]) == 0
+    return folder
+
+
+def assert_same_run(output: Path, alone: Path) -> None:
+    """Losses, weights and the optimiser's moments are those of one process, but for the order of sums."""
+    assert len(losses(output)) == 2 * STEPS
+    assert losses(output) == pytest.approx(losses(alone / "run"), rel=2e-3)
+    state, truth = last_state(output), last_state(alone / "run")
+    for part, atol in (("model", 0.002), ("optimizer", 0.01)):
+        mine, same = tensors(state[part]), tensors(truth[part])
+        assert mine.keys() == same.keys()
+        for name, weights in mine.items():
+            torch.testing.assert_close(weights, same[name], rtol=0.02, atol=atol, msg=name)
+    assert state["model"]["projector.3.weight"].shape == (WIDE, WIDE)
+    row, other = (read_rows(path / "epochs.csv")[-1] for path in (output, alone / "run"))
+    assert row["images"] == other["images"] == "16"
+    assert float(row["effective_rank"]) == pytest.approx(float(other["effective_rank"]), rel=1e-2)
+
+
+def test_two_processes(launch: Any, alone: Path, tmp_path: Path) -> None:
     """The statistic of the global batch, and its gradient, are those of one process."""
-    recipe = settings(tmp_path / "tiny.yaml", "lejepa", epochs=2, ema=None)
-    assert train(tmp_path / "alone", "--recipe", recipe) == 0
-    process = launch(tmp_path / "run", "--recipe", recipe, torchrun=("--standalone", "--nproc-per-node", 2))
+    process = launch(tmp_path / "run", "--recipe", alone / "tiny.yaml", torchrun=TWO)
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, f"{out}\n{err}"
-    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "alone"), rel=2e-3)
-    a, b = (tensors(last_state(tmp_path / name)["model"]) for name in ("run", "alone"))
-    for name, weights in a.items():
-        torch.testing.assert_close(weights, b[name], rtol=0.02, atol=0.002, msg=name)
-    rows, same = (read_rows(tmp_path / name / "epochs.csv")[-1] for name in ("run", "alone"))
-    assert rows["images"] == same["images"] == "16"
-    assert float(rows["effective_rank"]) == pytest.approx(float(same["effective_rank"]), rel=1e-2)
+    assert_same_run(tmp_path / "run", alone)
+
+
+def test_sharded(train: Train, launch: Any, alone: Path, tmp_path: Path) -> None:
+    """FSDP, the projector's layers too: stopped, continued with as many processes, and in one, it is the same run."""
+    arguments = ("--recipe", alone / "tiny.yaml", "--set", "distribution=fsdp")
+    process = launch(tmp_path / "run", *arguments, torchrun=TWO)
+    wait_for_step(process, tmp_path / "run", 5)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert 5 <= last_state(tmp_path / "run")["position"]["step"] < 2 * STEPS
+    shutil.copytree(tmp_path / "run", tmp_path / "single")
+    process = launch(tmp_path / "run", *arguments, "--resume", "auto", torchrun=TWO)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, f"{out}\n{err}"
+    assert_same_run(tmp_path / "run", alone)
+    assert train(tmp_path / "single", "--recipe", alone / "tiny.yaml", "--resume", "auto") == 0
+    assert_same_run(tmp_path / "single", alone)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_mixed_precision(train: Train, tmp_path: Path, method: str) -> None:
+    """bfloat16 from the first step to the weights that are left: near float32, other than float32, kept in float32."""
+    recipe = settings(tmp_path / "tiny.yaml", method, epochs=2)
+    runs = [tmp_path / precision for precision in ("float32", "bfloat16")]
+    for run in runs:
+        assert train(run, "--recipe", recipe, "--set", f"precision={run.name}") == 0
+    exact, mixed = map(losses, runs)
+    assert mixed != exact
+    assert mixed == pytest.approx(exact, rel=0.05)
+    floats = [tensor for tensor in tensors(last_state(runs[1])).values() if tensor.is_floating_point()]
+    assert {tensor.dtype for tensor in floats} == {torch.float32}
+    model = model_from_checkpoint(runs[1] / "weights" / "model.safetensors")
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert float(read_rows(runs[1] / "epochs.csv")[-1]["effective_rank"]) >= 1
 
 
 def test_weights_serve_other_tasks(train: Train, images: Path, tmp_path: Path) -> None:

@@ -51,3 +51,13 @@ def test_images_without_a_class_do_not_count() -> None:
     unknown = FeatureMonitor()
     unknown.add(torch.eye(4), torch.full((4,), -1))
     assert unknown.results().keys() == {"effective_rank"}
+
+
+def test_mixed_precision_changes_nothing() -> None:
+    """Validation runs under autocast; who is near is decided in float32."""
+    monitor = FeatureMonitor()
+    generator = torch.Generator().manual_seed(0)
+    monitor.add(torch.randn(200, 8, generator=generator), torch.arange(200) % 4)
+    exact = monitor.results()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert monitor.results() == exact

@@ -33,10 +33,11 @@ class FeatureMonitor:
             parts: list[tuple[Tensor, Tensor]] = [(features, labels)] * dist.get_world_size()
             dist.all_gather_object(parts, (features, labels))
             features, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        results = {"effective_rank": effective_rank(features)}
         known = labels != UNLABELLED
-        if known.sum() > 1:
-            results["knn"] = 100 * nearest_neighbour_accuracy(features[known], labels[known])
+        with torch.autocast("cpu", enabled=False):  # else similarities in bfloat16 decide who is near
+            results = {"effective_rank": effective_rank(features)}
+            if known.sum() > 1:
+                results["knn"] = 100 * nearest_neighbour_accuracy(features[known], labels[known])
         return results
 
 
