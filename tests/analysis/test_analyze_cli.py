@@ -91,6 +91,9 @@ def test_throughput(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     rows = read_csv(tmp_path / "throughput.csv")
     assert [row["model"] for row in rows] == ["vmamba_pico", "test_convnext"]
     assert float(rows[0]["images_per_s"]) == pytest.approx(2e3 / float(rows[0]["ms"]), rel=1e-2)
+    analyze(capsys, tmp_path, "throughput", *arguments, "--mode", "inference", "--precision", "int8", "--device", "cpu")
+    models = [row["model"] for row in read_csv(tmp_path / "throughput.csv")]
+    assert models == ["vmamba_pico", "vmamba_pico frozen int8", "test_convnext"]
 
 
 def test_scaling(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -42,6 +42,14 @@ def test_ours_and_timms(training: bool) -> None:
         assert speed.images_per_second == 2 / speed.timing.median
 
 
+def test_frozen_forms() -> None:
+    names = ["vmamba_pico", "vmamba_pico frozen float32", "vmamba_pico frozen int8"]
+    assert [speed.model for speed in measure(names, [(64, 64)], 2, rounds=2)] == names
+    assert str(load_model(names[2])).startswith("frozen for inference in int8")
+    with pytest.raises(ValueError, match="unknown model 'test_convnext frozen int8'"):
+        load_model("test_convnext frozen int8")
+
+
 def test_exported_files(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     file = str(export(vmamba.create_model("vmamba_pico", num_classes=3), tmp_path / "model.onnx", image_size=64).path)

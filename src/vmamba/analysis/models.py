@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from vmamba.errors import OptionError
+from vmamba.frozen import freeze
 from vmamba.model.variants import VARIANTS
 from vmamba.ort import OnnxModel
 from vmamba.zoo import create_model, model_from_checkpoint
@@ -27,13 +28,14 @@ def load_model(
 
     Args:
         name: One of `vmamba.list_models` or ``timm.list_models``, or an exported ``.onnx`` file; may be None where the
-            checkpoint says it.
+            checkpoint says it. One of ours with `` frozen int8`` behind it, or another precision, is frozen.
         checkpoint: Weights of one of our models, adapted to RGB images; see `vmamba.zoo.model_from_checkpoint`.
         pretrained: Load the published weights, downloaded once.
         image_size: (H, W) for models that are built for one size (DeiT, Swin); others take any.
         device: Of the parameters; ``"meta"`` for shapes alone.
 
     Raises:
+        FrozenError: If the model cannot be frozen in that precision.
         OptionError: For an unknown name, published weights that do not exist, or an exported file on another device.
         ExportError: If an exported file cannot be loaded.
     """
@@ -45,9 +47,11 @@ def load_model(
         if torch.device(device).type != "cpu":
             raise OptionError(f"{name}: exported files run on the CPU, not on {device}")
         return OnnxModel(name).eval()
-    if name in VARIANTS:
+    variant, frozen, precision = name.partition(" frozen ")
+    if variant in VARIANTS:
         with torch.device(device):
-            return create_model(name, pretrained=pretrained).to(device).eval()
+            model = create_model(variant, pretrained=pretrained).to(device).eval()
+        return freeze(model, precision) if frozen else model
     if not timm.is_model(name.split(".")[0]):
         near = difflib.get_close_matches(name, timm.list_models(), n=1)
         raise OptionError(

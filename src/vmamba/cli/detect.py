@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vmamba.checkpoints.info import MAX_PIXELS, Preprocessing, info_of
-from vmamba.cli.arguments import add_device, device, fraction, positive
+from vmamba.cli.arguments import add_device, fraction, positive
 from vmamba.cli.exported import add_engine, exported_model
+from vmamba.cli.precision import add_precision, inference_device
 from vmamba.cli.results import Listing, add_work, results_of
 from vmamba.data.decoding import DecodedImages
 from vmamba.data.masks import encode_mask
@@ -58,6 +59,7 @@ def add_to(commands: Commands) -> None:
     )
     add_engine(parser)
     add_device(parser)
+    add_precision(parser)
     parser.set_defaults(run=run)
 
 
@@ -83,7 +85,7 @@ COLUMNS = {
 def run(options: argparse.Namespace) -> int:
     listing = Listing(options)
     exported = exported_model(options, "detection")
-    model = ExportedDetector(exported) if exported else freeze(_detector(options))
+    model = ExportedDetector(exported) if exported else _frozen(options)
     classes, settings = info_of(model).class_names, _settings(model, options)
     check_sizes(settings.image_size or settings.max_size or MIN_SIZE, settings.max_size or MAX_PIXELS)
     with results_of(options, listing, COLUMNS, rows=RESULTS, endings=(".png",)) as results:
@@ -111,8 +113,10 @@ def _row(
     return row, [head, *map(_line, records)]
 
 
-def _detector(options: argparse.Namespace) -> MaskRCNN:
-    return load_detector(options.checkpoint, options.model, backbone_options=RGB).to(device(options.device))
+def _frozen(options: argparse.Namespace) -> MaskRCNN:
+    target = inference_device(options)
+    model = load_detector(options.checkpoint, options.model, backbone_options=RGB)
+    return freeze(model.to(target), options.precision)
 
 
 def _settings(model: nn.Module, options: argparse.Namespace) -> Preprocessing:

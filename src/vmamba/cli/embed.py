@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from vmamba.cli.arguments import add_device, device, positive
+from vmamba.cli.arguments import add_device, positive
+from vmamba.cli.precision import add_precision, inference_device
 from vmamba.cli.predict import decoded
 from vmamba.cli.results import Listing, add_work, results_of
 from vmamba.errors import OptionError
@@ -41,13 +42,14 @@ def add_to(commands: Commands) -> None:
     )
     parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="default 16")
     add_device(parser)
+    add_precision(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     listing = Listing(options)
-    target = device(options.device)
-    model: Any = freeze(_backbone(options).to(target))
+    target = inference_device(options)
+    model: Any = freeze(_backbone(options).to(target), options.precision)
 
     def pooled(images: Tensor) -> Tensor:
         features: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)

@@ -12,7 +12,8 @@ from rich.table import Table
 from torch import nn
 
 from vmamba.checkpoints.info import read_info
-from vmamba.cli.arguments import add_device, add_json, add_output, device, positive
+from vmamba.cli.arguments import add_device, add_json, add_output, positive
+from vmamba.cli.precision import add_precision, inference_device
 from vmamba.cli.printing import print_json
 from vmamba.errors import OptionError
 from vmamba.files import atomic_write, require_file
@@ -56,6 +57,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="other options")
     add_output(parser, "evaluation")
     add_device(parser)
+    add_precision(parser)
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -64,14 +66,16 @@ def run(options: argparse.Namespace) -> int:
     if options.pretrained and options.model is None:
         raise OptionError("--pretrained needs --model NAME; 'vmamba models' lists them")
     recipe = _recipe(options)
+    if options.precision != "float32" and recipe.precision not in ("auto", "float32"):
+        raise OptionError(f"--precision {options.precision} and --set precision={recipe.precision} exclude each other")
     sizes = options.image_size or [None]
-    with init_distributed(device(options.device)) as processes:
+    with init_distributed(inference_device(options)) as processes:
         rows: list[dict[str, float]] = []
         model: nn.Module | None = None
         for size in sizes:
             output = options.output / str(size) if len(sizes) > 1 else options.output
             sized = recipe if size is None else _with_option(recipe, "image_size", size)
-            model, row = _evaluate(sized, model, processes, output)
+            model, row = _evaluate(sized, model, processes, output, options.precision)
             rows.append({"image_size": size, **row} if size else row)
         if processes.first:
             if options.json:
@@ -112,13 +116,13 @@ def _with_option(recipe: Recipe, name: str, value: Any) -> Recipe:
 
 
 def _evaluate(
-    recipe: Recipe, model: nn.Module | None, processes: Processes, output: Path
+    recipe: Recipe, model: nn.Module | None, processes: Processes, output: Path, precision: str
 ) -> tuple[nn.Module, dict[str, float]]:
     """Evaluate; the model is built and frozen the first time."""
     task = task_class(recipe.task)(job_of(recipe, processes), recipe.options)
     task.setup(training=False)
     loader = task.val_loader()
-    model = model if model is not None else freeze(task.build_model().to(processes.device))
+    model = model if model is not None else freeze(task.build_model().to(processes.device), precision)
     dtype = autocast_dtype(recipe.precision, processes.device)
     results = evaluate(task, model, loader, processes, dtype=dtype, output=output, description="evaluating")
     skipped = [line for lines in processes.gather(loader.skipped) for line in lines]

@@ -36,6 +36,11 @@ def exported_model(options: argparse.Namespace, task: str) -> OnnxModel | None:
 
     if options.checkpoint is None or options.model or options.device not in (None, "cpu"):
         raise OptionError("--engine onnxruntime needs --checkpoint FILE.onnx, and takes neither --model nor --device")
+    if options.precision != "float32":
+        raise OptionError(
+            f"--engine onnxruntime computes in the precision of its file; give --precision {options.precision} to "
+            "'vmamba export'"
+        )
     model = OnnxModel(options.checkpoint)
     if model.info.task != task:
         raise OptionError(f"{options.checkpoint}: is for {model.info.task}, not for {task}")

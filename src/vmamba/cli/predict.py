@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from vmamba.checkpoints.info import info_of
-from vmamba.cli.arguments import add_device, device, positive
+from vmamba.cli.arguments import add_device, positive
 from vmamba.cli.exported import add_engine, exported_model
+from vmamba.cli.precision import add_precision, inference_device
 from vmamba.cli.results import Listing, Results, add_work, results_of
 from vmamba.data.decoding import DecodedBatches
 from vmamba.errors import CheckpointError, ImageError, OptionError
@@ -59,6 +60,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--ray-address", metavar="ADDRESS", help="of a Ray cluster (default: one on this machine)")
     parser.add_argument("--ray-actors", type=positive, metavar="N", help="default: one a GPU, or one for every CPU")
     add_device(parser)
+    add_precision(parser)
     parser.set_defaults(run=run)
 
 
@@ -75,8 +77,8 @@ def run(options: argparse.Namespace) -> int:
     if options.engine == "ray":
         return _on_ray(options, listing)
     model: Any = exported_model(options, "classification")
-    target = torch.device("cpu") if model else device(options.device)
-    model = model or freeze(classifier(options).to(target))
+    target = torch.device("cpu") if model else inference_device(options)
+    model = model or freeze(classifier(options).to(target), options.precision)
     transform = as_pixels if getattr(model, "takes_pixels", False) else eval_transform(model, options.image_size)
     if transform is as_pixels:
         if options.image_size:
@@ -104,6 +106,7 @@ def _on_ray(options: argparse.Namespace, listing: Listing) -> int:
         "topk": options.topk,
         "image_size": options.image_size,
         "max_pixels": options.max_pixels,
+        "precision": options.precision,
     }
     with results_of(options, listing, COLUMNS, rows="predictions.jsonl") as results:
         images = (image._replace(path=_absolute(image.path)) for image in results.images)

@@ -14,8 +14,9 @@ from PIL import Image
 from torch import nn
 
 from vmamba.checkpoints.info import info_of
-from vmamba.cli.arguments import add_device, device, positive
+from vmamba.cli.arguments import add_device, positive
 from vmamba.cli.exported import add_engine, exported_model
+from vmamba.cli.precision import add_precision, inference_device
 from vmamba.cli.results import Listing, add_work, results_of
 from vmamba.data.decoding import DecodedImages
 from vmamba.data.sources import ImageRef
@@ -26,6 +27,7 @@ from vmamba.tasks.dense.pictures import class_fractions, draw_segmentation
 from vmamba.tasks.protocol import RGB
 from vmamba.tasks.segmentation.checkpoint import load_segmenter
 from vmamba.tasks.segmentation.inference import SCALES, Inference, as_tensor, segment
+from vmamba.tasks.segmentation.upernet import UperNet
 from vmamba.terminal import printable
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--multi-scale", action="store_true", help="average six scales of each image, and its mirror")
     add_engine(parser)
     add_device(parser)
+    add_precision(parser)
     parser.set_defaults(run=run)
 
 
@@ -71,8 +74,8 @@ COLUMNS = {
 def run(options: argparse.Namespace) -> int:
     listing = Listing(options)
     model: Any = exported_model(options, "segmentation")
-    target = torch.device("cpu") if model else device(options.device)
-    model = model or freeze(load_segmenter(options.checkpoint, options.model, backbone_options=RGB).to(target))
+    target = torch.device("cpu") if model else inference_device(options)
+    model = model or freeze(_segmenter(options).to(target), options.precision)
     classes, inference = info_of(model).class_names, _inference(model, options)
     with results_of(
         options, listing, COLUMNS, rows=RESULTS, endings=(".png", "_labels.png"), others=(CLASSES,)
@@ -91,6 +94,10 @@ def run(options: argparse.Namespace) -> int:
                 )
                 results.add(*_row(ref, image, labels, classes, results.names))
     return results.finish(images.waited)
+
+
+def _segmenter(options: argparse.Namespace) -> UperNet:
+    return load_segmenter(options.checkpoint, options.model, backbone_options=RGB)
 
 
 def _row(

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmamba.checkpoints.info import read_info
-from vmamba.cli.arguments import add_device, device, positive
+from vmamba.cli.arguments import add_device, positive
+from vmamba.cli.precision import add_precision, inference_device
 from vmamba.errors import MissingPackageError, OptionError
 from vmamba.files import require_file
 from vmamba.progress import remark
@@ -49,6 +50,7 @@ def add_to(commands: Commands) -> None:
         "--max-pixels", type=positive, default=50_000_000, metavar="N", help="of an image (default 50 million)"
     )
     add_device(parser)
+    add_precision(parser)
     parser.set_defaults(run=run)
 
 
@@ -61,6 +63,7 @@ def run(options: argparse.Namespace) -> int:
         raise MissingPackageError("litserve", "serve") from None
     if options.host not in ("127.0.0.1", "0.0.0.0", "::") or not 1024 <= options.port <= 65535:
         raise OptionError("--host must be 127.0.0.1, 0.0.0.0 or ::, and --port from 1024 to 65535")
+    target = inference_device(options)
     require_file(options.checkpoint)
     info = read_info(options.checkpoint)
     if info is not None and info.task != "classification":
@@ -76,7 +79,8 @@ def run(options: argparse.Namespace) -> int:
         timeout=options.timeout,
         max_bytes=options.max_bytes,
         max_pixels=options.max_pixels,
-        device=device(options.device).type,
+        device=target.type,
+        precision=options.precision,
     )
     main = os.getpid()
 

@@ -41,6 +41,7 @@ class Predictor:
         image_size: Of the input; None for the model's own.
         max_pixels: See `vmamba.data.images.read_image`.
         threads: Threads that decode and, on a CPU, compute.
+        precision: Of the frozen model; see `vmamba.freeze`.
     """
 
     def __init__(
@@ -53,13 +54,14 @@ class Predictor:
         image_size: int | None = None,
         max_pixels: int | None = None,
         threads: int = 1,
+        precision: str = "float32",
     ) -> None:
         torch.set_num_threads(threads)
         loaded: Any = model_from_checkpoint(Path(checkpoint), model, in_chans=3).eval()
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.transform, self.topk, self.max_pixels = eval_transform(loaded, image_size), topk, max_pixels
         self.names = class_names(loaded.num_classes, Path(labels) if labels else None, loaded.info.class_names)
-        self.model: Any = freeze(loaded.to(self.device))
+        self.model: Any = freeze(loaded.to(self.device), precision)
         self.pool = ThreadPoolExecutor(threads)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

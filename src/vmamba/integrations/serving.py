@@ -115,15 +115,17 @@ class Reader:
 class Classifier(litserve.LitAPI):
     """The model in a process of its own: batches of requests → the most probable classes of each image."""
 
-    def __init__(self, load: Callable[[], Any], labels: Path | None, topk: int, read: Reader, **options: Any) -> None:
+    def __init__(
+        self, load: Callable[[], Any], labels: Path | None, topk: int, read: Reader, precision: str, **options: Any
+    ) -> None:
         super().__init__(**options)
-        self.load, self.labels, self.topk = load, labels, topk
+        self.load, self.labels, self.topk, self.precision = load, labels, topk, precision
         self.decode_request = _Decode(read)
 
     def setup(self, device: str) -> None:
         """Load the model."""
         model = self.load()
-        self.model = freeze(model.to(device))
+        self.model = freeze(model.to(device), self.precision)
         self.names = class_names(model.num_classes, self.labels, model.info.class_names)
         self.target = device
 
@@ -241,6 +243,7 @@ def server(
     max_bytes: int = 32 << 20,
     max_pixels: int | None = None,
     device: str = "cpu",
+    precision: str = "float32",
 ) -> Server:
     """A server of a classifier; ``run(port=…)`` starts it.
 
@@ -256,12 +259,13 @@ def server(
         max_bytes: Limit of a request.
         max_pixels: Limit of an image; see `vmamba.data.images.read_image`.
         device: ``cpu`` or ``cuda``.
+        precision: Of the frozen model; see `vmamba.freeze`.
     """
     load = _Loader(checkpoint, model)
     loaded = load()  # errors of the checkpoint show here, at once
     class_names(loaded.num_classes, labels, loaded.info.class_names)
     read = Reader(eval_transform(loaded, image_size), max_bytes, max_pixels, os.cpu_count() or 1)
-    api = Classifier(load, labels, topk, read, max_batch_size=batch_size, batch_timeout=batch_timeout)
+    api = Classifier(load, labels, topk, read, precision, max_batch_size=batch_size, batch_timeout=batch_timeout)
     built = Server(
         api,
         accelerator=device.partition(":")[0],
