@@ -24,6 +24,7 @@ from vmamba import VMamba, VMambaConfig
 from vmamba.errors import FrozenError, OptionError
 from vmamba.frozen.block import FrozenBlock
 from vmamba.layers import Block
+from vmamba.model.local_vmamba import LocalVMamba, LocalVMambaConfig
 from vmamba.tasks.detection.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from vmamba.tasks.segmentation.upernet import UperNet, UperNetConfig
 
@@ -42,7 +43,8 @@ def images() -> Tensor:
     return torch.randn(2, 3, 64, 96)
 
 
-#: Relative error in norm against eager float32; that of int8 in models of few channels, where it is largest.
+#: Relative error in norm against eager float32. Models of 8 channels have the largest in int8: the rounding errors of
+#: so few products do not average out; 96 channels and more come to 2e-2.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "int8": 1e-1}
 
 
@@ -80,6 +82,9 @@ FORMS: dict[str, Callable[[], nn.Module]] = {
     "features": lambda: timm.create_model("vmamba_pico", features_only=True),
     "normalised features": lambda: timm.create_model("vmamba_pico", features_only=True, stage_norms=True),
     "segmenter": lambda: UperNet(UperNetConfig(SMALL, ("a", "b"), channels=16, auxiliary_channels=8)),
+    "local": lambda: LocalVMamba(
+        LocalVMambaConfig(num_classes=5, dims=(8, 16), depths=(1, 1), directions=(("h", "v_flip", "w2", "w7"),))
+    ),
     "detector": lambda: MaskRCNN(MaskRCNNConfig(SMALL, ("a",), channels=16, box_channels=16, mask_channels=16)),
     "block": lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.Flatten(2), nn.Unflatten(2, (96, 64)), Tokens(), Block(8)),
 }
@@ -107,7 +112,7 @@ def test_models_of_every_form(form: str, precision: str, images: Tensor) -> None
             for other in (frozen, again, copied):
                 for got, truth in zip(outputs(other, images), expected, strict=True):
                     assert relative_error(got, truth) < TOLERANCE[precision]
-    assert any(isinstance(module, FrozenBlock) for module in frozen.modules())
+    assert form == "local" or any(isinstance(module, FrozenBlock) for module in frozen.modules())
     ours, theirs = model.state_dict(), frozen.state_dict()
     assert list(ours) == list(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -132,16 +137,30 @@ def test_a_single_block() -> None:
         {"conv": 0, "act": "gelu"},
         {"conv": 3, "act": "relu", "scan": "unidirectional"},
         {"act": "sigmoid", "conv_bias": True, "scan": "bidirectional"},
+        {"scan": "cascade", "d_state": 2},
+        {"scan": "cascade", "gate": True, "conv": 5},
     ],
     ids=str,
 )
-def test_blocks_with_other_options(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_blocks_with_other_options(options: dict[str, Any], precision: str) -> None:
+    torch.manual_seed(0)
+    block, x = Block(16, **options).eval(), torch.randn(2, 5, 3, 16)
+    frozen = vmamba.freeze(block, precision)
+    assert isinstance(frozen, FrozenBlock)
+    assert "1 × Block, packed, several operators: " in str(frozen)
+    with torch.no_grad():
+        assert relative_error(frozen(x), block(x)) < TOLERANCE[precision]
+
+
+@pytest.mark.parametrize("options", [{"out_norm": "softmax"}, {"out_act": True}, {"mlp_act": "relu"}], ids=str)
+def test_blocks_that_are_called(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     block, x = Block(8, **options).eval(), torch.randn(2, 5, 3, 8)
-    frozen = vmamba.freeze(block)
-    assert isinstance(frozen, FrozenBlock)
+    frozen = vmamba.freeze(nn.Sequential(block))
+    assert re.match("frozen for inference: 1 × Block, called: (ss2d.out_norm|ss2d.out_act|mlp.act) is a", str(frozen))
     with torch.no_grad():
-        assert relative_error(frozen(x), block(x)) < 1e-5
+        assert torch.equal(frozen(x), block(x))
 
 
 CHANGES: dict[str, Callable[[Any], object]] = {
@@ -210,13 +229,14 @@ def test_what_does_nothing_is_allowed(model: Any, images: Tensor) -> None:
 
 def test_it_says_what_was_done(model: Any) -> None:
     assert str(vmamba.freeze(model)).startswith(
-        "frozen for inference: 1 × MapStem, fused; 4 × Block, fused; 3 × ConvDownsample, fused\nFrozenVMamba("
+        "frozen for inference: 1 × MapStem, packed; 4 × Block, one operator; 3 × ConvDownsample, packed; "
+        "1 × LayerNorm, called; 1 × Linear, packed\nFrozenVMamba("
     )
     assert str(vmamba.freeze(model, "int8")).startswith("frozen for inference in int8: 1 × MapStem")
     assert "(0): FrozenBlock(8: norm1+in_proj, conv+act, scan, " in str(vmamba.freeze(model))
     model.stages[1].blocks[0].ss2d.in_proj = nn.Sequential(model.stages[1].blocks[0].ss2d.in_proj)
     said = str(vmamba.freeze(model)).splitlines()[0]
-    assert "3 × Block, fused; " in said
+    assert "3 × Block, one operator; " in said
     assert "1 × Block, called: ss2d.in_proj is a Sequential" in said
 
 

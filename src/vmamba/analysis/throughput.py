@@ -33,7 +33,6 @@ from vmamba.errors import OptionError
 from vmamba.model.backbone import VMamba
 from vmamba.ops import select, use_backend
 
-
 #: Relative error against the definition that a model may have, by the precision of its products.
 _TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2, "int8": 2e-1}
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vmamba.frozen.layer import FusedLayer, Parts
 from vmamba.layers import SS2D, Block, Mlp
 from vmamba.layers.layout import check_tokens
-from vmamba.layers.scan import negative_exp
+from vmamba.layers.scan import SelectiveScan2d, negative_exp
 from vmamba.ops import depthwise_silu, packed_block, pointwise, pointwise_branch, ss2d_scan
 
 _FUNCTIONS: dict[type[nn.Module], Any] = {
@@ -41,6 +41,7 @@ class FrozenBlock(FusedLayer):
         "ss2d.act": tuple(_FUNCTIONS),
         "ss2d.gate_act": (*_FUNCTIONS, _ABSENT),
         "ss2d.x_proj": (nn.Linear,),
+        "ss2d.scan": (SelectiveScan2d,),
         "ss2d.out_norm": (nn.LayerNorm,),
         "ss2d.out_act": (nn.Identity,),
         "ss2d.out_proj": (nn.Linear,),
@@ -67,16 +68,31 @@ class FrozenBlock(FusedLayer):
         norms |= {"norm2": block.norm2} if self.has_mlp else {}
         self.eps: dict[str, float] = {name: norm.eps for name, norm in norms.items()}
         #: One operator on a CPU.
-        self.is_whole = self.gate_act is None and self.act is nn.SiLU and self.kernel_size == 3
+        self.is_whole = not self._others()
 
     @classmethod
     def refusal(cls, layer: Any) -> str | None:
         reason = super().refusal(layer)
-        if reason is None and layer.ss2d.pattern == "cascade":
-            reason = "it scans in a cascade"
         if reason is None and layer.mlp is not None:
             reason = cls.unexpected(layer, cls.expected_in_mlp)
         return reason
+
+    @property
+    def summary(self) -> str:
+        if not self.is_packable():
+            return "fused"
+        return "one operator" if self.is_whole else f"packed, several operators: {' and '.join(self._others())}"
+
+    def _others(self) -> list[str]:
+        """Options that the one operator does not have."""
+        options = {
+            "a gate": self.gate_act is not None,
+            f"{self.act.__name__} after the convolution": self.act is not nn.SiLU,
+            f"a convolution of {self.kernel_size}×{self.kernel_size}": self.kernel_size not in (0, 3),
+            "no convolution": self.kernel_size == 0,
+            "a cascade": self.pattern == "cascade",
+        }
+        return [name for name, given in options.items() if given]
 
     def pack(self) -> None:
         self.A = negative_exp(self.tensors["ss2d.A_log"])
@@ -142,9 +158,23 @@ class FrozenBlock(FusedLayer):
         return _FUNCTIONS[self.act](y.permute(0, 2, 3, 1))
 
     def _scan(self, x: Tensor) -> Tensor:
-        dbc = self._linear(x, "ss2d.x_proj").unflatten(-1, (self.routes, -1))
-        dt_weight, dt_bias = self.tensors["ss2d.dt_proj_weight"], self.tensors["ss2d.dt_proj_bias"]
-        return ss2d_scan(x, dbc, dt_weight, self.A, self.tensors["ss2d.D"], dt_bias, self.pattern)
+        if self.pattern != "cascade":
+            return self._routes(x, self._project(x), self.pattern, 0, 4)
+        for first, (along, flipped) in ((0, ("rows", 2)), (2, ("columns", 1))):  # as in `SS2D`
+            x = F.layer_norm(x, x.shape[-1:])
+            dbc = self._project(x)
+            forward = self._routes(x, dbc, along, first, first + 1)
+            x = forward + self._routes(x, dbc, f"{along}_backward", first + 1, first + 2).flip(flipped)
+        return x
+
+    def _project(self, x: Tensor) -> Tensor:
+        return self._linear(x, "ss2d.x_proj").unflatten(-1, (self.routes, -1))
+
+    def _routes(self, x: Tensor, dbc: Tensor, pattern: str, first: int, end: int) -> Tensor:
+        """Scan with the parameter groups ``first … end - 1``."""
+        names = ("ss2d.dt_proj_weight", "ss2d.D", "ss2d.dt_proj_bias")
+        dt_weight, D, dt_bias = (self.tensors[name][first:end] for name in names)
+        return ss2d_scan(x, dbc[..., first:end, :], dt_weight, self.A[first:end], D, dt_bias, pattern)
 
     def extra_repr(self) -> str:
         fused = ["norm1+in_proj", "conv+act", "scan", "out_norm+out_proj+residual"]

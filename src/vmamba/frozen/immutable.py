@@ -46,6 +46,11 @@ class Immutable(nn.Module):
                 raise FrozenError("a frozen model cannot be moved or converted: do that to the model, then freeze it")
         return self
 
+    def refuse_gradients(self, x: Tensor) -> None:
+        """Say that there are none, where one would be cut off without a word."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise FrozenError("a frozen layer has no gradient; train the model that it was made from")
+
     def pack(self) -> None:
         """Prepare what is not pickled, in the attribute ``packed``."""
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from operator import attrgetter
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vmamba.errors import FrozenError
 from vmamba.frozen.immutable import Immutable, read_only_copy
 from vmamba.ops.packed import can_pack, for_packed, pack_convolution, pack_linear, packed_linear
 
@@ -37,6 +36,7 @@ class FusedLayer(Immutable):
     def __init__(self, layer: nn.Module, precision: str) -> None:
         super().__init__()
         self.tensors = {name: tensor.detach() for name, tensor in layer.state_dict().items()}
+        self.buffers_inside = {name for name, _ in layer.named_buffers()}
         self.precision = precision
         self.training = False
 
@@ -56,8 +56,16 @@ class FusedLayer(Immutable):
                 return f"{name} is a {type(part).__name__}"
         return None
 
+    @property
+    def summary(self) -> str:
+        """One word or two on how it is computed."""
+        return "packed" if self.is_packable() else "fused"
+
     def hidden_tensors(self) -> Mapping[str, Tensor]:
         return self.tensors
+
+    def buffer_names(self) -> set[str]:
+        return self.buffers_inside
 
     def affine(self, name: str) -> tuple[Tensor, Any]:
         """Weight and bias, which may be None, of a layer inside the original."""
@@ -65,8 +73,7 @@ class FusedLayer(Immutable):
 
     def is_packable(self) -> bool:
         """True if its products can be of packed weights: float32, for the CPU, the kernels there."""
-        fits = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in self.tensors.values())
-        return fits and can_pack() is None
+        return is_packable(self.tensors.values())
 
     def is_packed(self, x: Tensor) -> bool:
         """True if packed weights are for these tokens."""
@@ -82,11 +89,6 @@ class FusedLayer(Immutable):
     def linear(self, x: Tensor, name: str, **options: Any) -> Tensor:
         """A linear layer with packed weights; options as for `packed_linear`."""
         return packed_linear(x, self.packed[name], len(self.tensors[f"{name}.weight"]), self.precision, **options)
-
-    def refuse_gradients(self, x: Tensor) -> None:
-        """Say that there are none, where one would be cut off without a word."""
-        if torch.is_grad_enabled() and x.requires_grad:
-            raise FrozenError("a frozen layer has no gradient; train the model that it was made from")
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         destination.update({prefix + name: tensor for name, tensor in self.tensors.items()})
@@ -122,3 +124,9 @@ class SealedLayer(Immutable):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         destination.update({prefix + name: tensor for name, tensor in self.hidden_tensors().items()})
+
+
+def is_packable(tensors: Iterable[Tensor]) -> bool:
+    """True if these weights can be packed: float32, for the CPU, the kernels there."""
+    fits = all(t.dtype == torch.float32 for t in tensors if t.is_floating_point())
+    return fits and all(t.device.type == "cpu" for t in tensors) and can_pack() is None

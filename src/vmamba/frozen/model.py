@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -15,8 +15,10 @@ from vmamba.frozen.block import FrozenBlock
 from vmamba.frozen.downsample import FrozenConvDownsample, FrozenPatchMerging
 from vmamba.frozen.immutable import Immutable, lock
 from vmamba.frozen.layer import FusedLayer, SealedLayer
+from vmamba.frozen.products import FrozenConvNormReLU, PackedLayer
 from vmamba.frozen.stem import FrozenStem
 from vmamba.layers import Block, ConvDownsample, MapStem, PatchMerging, Stem
+from vmamba.layers.conv_norm_relu import ConvNormReLU
 from vmamba.ops import PRECISIONS
 from vmamba.ops.packed import can_pack
 
@@ -26,6 +28,7 @@ M = TypeVar("M", bound=nn.Module)
 FORMS: dict[type[nn.Module], type[FusedLayer]] = {
     Block: FrozenBlock,
     ConvDownsample: FrozenConvDownsample,
+    ConvNormReLU: FrozenConvNormReLU,
     PatchMerging: FrozenPatchMerging,
     Stem: FrozenStem,
     MapStem: FrozenStem,
@@ -92,15 +95,21 @@ def _refuse_touched(name: str, module: nn.Module) -> None:
 
 
 def _frozen_form(module: nn.Module, precision: str, done: Counter[str]) -> nn.Module:
-    """The module with every layer fused, where it has such a form, or sealed; `done` counts the former."""
+    """The module with every layer fused, where it has such a form, or sealed; `done` counts both."""
+    name = type(module).__name__
     if type(module) in FORMS:
-        form, name = FORMS[type(module)], type(module).__name__
-        reason = form.refusal(module)
-        done[f"{name}, called: {reason}" if reason else f"{name}, fused"] += 1
-        return SealedLayer(module) if reason else form(module, precision)
+        form = FORMS[type(module)]
+        if (reason := form.refusal(module)) is not None:
+            done[f"{name}, called: {reason}"] += 1
+            return SealedLayer(module)
+        fused = form(module, precision)
+        done[f"{name}, {fused.summary}"] += 1
+        return fused
     children = list(module.named_children())
     if not children and (module._parameters or module._buffers):
-        return SealedLayer(module)
-    for name, child in children:
-        setattr(module, name, _frozen_form(child, precision, done))
+        packed = PackedLayer.accepts(module)
+        done[f"{name}, {'packed' if packed else 'called'}"] += 1
+        return PackedLayer(cast(Any, module), precision) if packed else SealedLayer(module)
+    for key, child in children:
+        setattr(module, key, _frozen_form(child, precision, done))
     return module

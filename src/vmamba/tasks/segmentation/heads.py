@@ -14,22 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vmamba.layers.conv_norm_relu import ConvNormReLU
+
 #: Probability of dropping a channel before the classifier.
 DROPOUT = 0.1
-
-
-class ConvNormReLU(nn.Module):
-    """Convolution, batch norm, ReLU: (B, in, H, W) → (B, out, H, W)."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
-        self.batch_norm = nn.BatchNorm2d(out_channels)
-        self.activation = nn.ReLU()
-        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.activation(self.batch_norm(self.conv(x)))
 
 
 class PyramidPooling(nn.ModuleList):
