@@ -250,7 +250,6 @@ def _outputs(
                             A, dbc, token, channel, channels, segments, image, exists, k, n, K, N, R
                         )
                         b = tl.load(row, mask=valid, other=0.0).to(tl.float32)
-                        c = tl.load(row + N, mask=valid, other=0.0).to(tl.float32)
                         decay = tl.exp2(delta * rate)
                         drive = weighted * b[:, :, None]
                         start = tl.zeros([P, BLOCK], tl.float32)
@@ -263,6 +262,7 @@ def _outputs(
                         elif not PER_LINE:
                             start = line_starts(decay, drive, P, ((BACKWARD >> k) & 1) == 1)
                         h = tl.fma(decay, states(decay, drive, start, P, ((BACKWARD >> k) & 1) == 1), drive)
+                        c = tl.load(row + N, mask=valid, other=0.0).to(tl.float32)  # not before: registers are scarce
                         out = tl.fma(c[:, :, None], h, out)
                     passed = tl.load(skip + k * channels + channel, mask=exists, other=0.0).to(tl.float32)
                     out = tl.fma(u, passed[None, None, :], out)
