@@ -18,7 +18,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.library import CustomOpDef
 
-from vmamba.ops.private_torch import HAS_AUTOGRAD_KERNELS, autograd_kernel, below_autograd, unpack_dual
+from vmamba.ops.private_torch import (
+    HAS_AUTOGRAD_KERNELS,
+    autograd_kernel,
+    below_autograd,
+    replace_autograd_kernel,
+    unpack_dual,
+)
 
 _library = torch.library.Library("vmamba", "FRAGMENT")  # registrations live as long as it does
 
@@ -63,7 +69,7 @@ def register_derivatives(
             return plain(*operands)
         return reverse_mode(keyset, *operands)
 
-    _library.impl(operator._name, kernel, "Autograd", with_keyset=True)
+    replace_autograd_kernel(_library, operator._name, kernel)
 
 
 def register_plain_derivatives(name: str, plain: Callable[..., Any]) -> None:
@@ -84,7 +90,7 @@ def register_plain_derivatives(name: str, plain: Callable[..., Any]) -> None:
             return plain(*operands)
         return below(keyset, operands)
 
-    _library.impl(name, kernel, "Autograd", with_keyset=True)
+    replace_autograd_kernel(_library, name, kernel)
 
 
 def sample_by_sample(op: Any) -> Callable[..., Any]:

@@ -7,6 +7,7 @@ convenience, never a wrong result and never the import of the package.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -191,6 +192,16 @@ def autograd_kernel(op: Any, setup_context: Callable[..., None], backward: Calla
         return below(keyset, operands)
 
     return kernel
+
+
+def replace_autograd_kernel(library: Any, name: str, kernel: Callable[..., Any]) -> None:
+    """Register a kernel for autograd, which takes a key set, in the place of the one that ``custom_op`` has registered.
+
+    PyTorch 2.11 warns of what it is asked for.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Warning only once for all operators", category=UserWarning)
+        library.impl(name, kernel, "Autograd", with_keyset=True, allow_override=True)
 
 
 def inductor_packages() -> tuple[Callable[..., str], Callable[[str], Any], type[Exception]]:
