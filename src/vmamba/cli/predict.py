@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
 
 from vmamba.checkpoints.info import info_of
 from vmamba.cli.arguments import add_device, positive
@@ -126,9 +125,7 @@ def _absolute(path: str) -> str:
     return path if "://" in path else os.path.abspath(path)
 
 
-def decoded(
-    options: argparse.Namespace, listing: Listing, results: Results, transform: Transform
-) -> DecodedBatches[Tensor]:
+def decoded(options: argparse.Namespace, listing: Listing, results: Results, transform: Transform) -> DecodedBatches:
     """Batches of the images that are to do."""
     return DecodedBatches(
         results.images,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from multiprocessing.pool import ExceptionWithTraceback  # type: ignore[attr-defined]  # not in typeshed
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,12 +18,11 @@ from vmamba.data.loader import leave_signals_to_training
 from vmamba.data.sources import ImageRef
 from vmamba.errors import DataError, OptionError
 
-T = TypeVar("T")
 #: Decoding processes by default.
 WORKERS = min(2, os.cpu_count() or 1)
 
 
-class Batch(NamedTuple, Generic[T]):
+class Batch(NamedTuple):
     """Images that were decoded together.
 
     Attributes:
@@ -33,11 +32,11 @@ class Batch(NamedTuple, Generic[T]):
     """
 
     images: list[ImageRef]
-    values: T
+    values: Any
     failures: list[tuple[ImageRef, Exception]]
 
 
-class DecodedBatches(Generic[T]):
+class DecodedBatches:
     """Batches of decoded images, in the order in which the images are listed; may be iterated once.
 
     The images are listed as they are needed, at most two batches a process ahead.
@@ -61,7 +60,7 @@ class DecodedBatches(Generic[T]):
         self,
         images: Iterable[ImageRef],
         prepare: Callable[[Image.Image], Any],
-        collate: Callable[[list[Any]], T],
+        collate: Callable[[list[Any]], Any],
         *,
         batch_size: int,
         workers: int = 0,
@@ -80,7 +79,7 @@ class DecodedBatches(Generic[T]):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def __iter__(self) -> Iterator[Batch[T]]:
+    def __iter__(self) -> Iterator[Batch]:
         batches = iter(self._loader)
         while True:
             start = time.perf_counter()
@@ -127,11 +126,11 @@ class _Prepared(Dataset[tuple[ImageRef, Any]]):
             return known, ExceptionWithTraceback(error, error.__traceback__)
 
 
-class _Collate(Generic[T]):
-    def __init__(self, collate: Callable[[list[Any]], T]) -> None:
+class _Collate:
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
         self.collate = collate
 
-    def __call__(self, samples: list[tuple[ImageRef, Any]]) -> Batch[T | None]:
+    def __call__(self, samples: list[tuple[ImageRef, Any]]) -> Batch:
         wrong = [(image, value) for image, value in samples if isinstance(value, (Exception, ExceptionWithTraceback))]
         failed = {image for image, _ in wrong}
         good = [(image, value) for image, value in samples if image not in failed]
@@ -147,9 +146,7 @@ class DecodedImages:
     """
 
     def __init__(self, images: Iterable[ImageRef], *, workers: int = 0, max_pixels: int | None = None) -> None:
-        self._batches: DecodedBatches[torch.Tensor] = DecodedBatches(
-            images, _pixels, _single, batch_size=1, workers=workers, max_pixels=max_pixels
-        )
+        self._batches = DecodedBatches(images, _pixels, _single, batch_size=1, workers=workers, max_pixels=max_pixels)
 
     @property
     def waited(self) -> float:

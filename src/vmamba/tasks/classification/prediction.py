@@ -143,7 +143,7 @@ def predict(
 
 def classify(
     model: nn.Module,
-    batches: Iterable[Batch[Tensor]],
+    batches: Iterable[Batch],
     *,
     topk: int = 5,
     device: torch.device | str = "cpu",
@@ -161,7 +161,7 @@ def classify(
 @torch.inference_mode()
 def outputs(
     model: nn.Module,
-    batches: Iterable[Batch[Tensor]],
+    batches: Iterable[Batch],
     *,
     compute: Callable[[Tensor], Tensor] | None = None,
     device: torch.device | str = "cpu",
