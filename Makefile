@@ -8,7 +8,7 @@ SOURCES := $(wildcard $(CSRC)/*.cpp $(CSRC)/*.hpp $(CSRC)/*/*.cpp $(CSRC)/*/*.hp
 JOBS ?= 2
 TIMM := $(shell sed -n 's/^timm==//p' constraints.txt)
 
-.PHONY: demo docs test test-fast test-openmmlab lint native sanitize clean
+.PHONY: demo docs test test-fast test-oldest test-openmmlab lint lock release native sanitize clean
 
 demo: $(VENV)/installed
 	$(BIN)/vmamba demo
@@ -23,6 +23,18 @@ test-fast: $(VENV)/installed
 # The plug-in inside OpenMMLab's packages, whose warnings are their own.
 test-openmmlab: $(VENV)/openmmlab/installed
 	OMP_NUM_THREADS=1 $(VENV)/openmmlab/bin/python -m pytest -q -o filterwarnings=default tests/openmmlab
+
+# The same with the oldest versions that pyproject.toml promises, in an environment of its own.
+OLDEST := $(VENV)/oldest
+OLDEST_PYTHON ?= 3.10
+test-oldest: $(OLDEST)/installed
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n $(JOBS) -m "not slow"
+
+$(OLDEST)/installed: pyproject.toml $(VENV)/release
+	$(BIN)/uv venv --quiet --clear --no-python-downloads --python $(OLDEST_PYTHON) $(OLDEST)
+	VIRTUAL_ENV=$(OLDEST) $(BIN)/uv pip install --quiet --resolution lowest-direct --editable ".[all]" --group dev
+	VIRTUAL_ENV=$(OLDEST) $(BIN)/uv pip install --quiet --no-deps lightly==1.6.0
+	touch $@
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -43,6 +55,31 @@ $(VENV)/installed: pyproject.toml constraints.txt $(CSRC)/CMakeLists.txt $(SOURC
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]" --group dev
 	$(BIN)/python -m pip install --quiet --no-deps lightly==1.6.0  # its loss needs nothing else
 	touch $@
+
+$(VENV)/release: pyproject.toml constraints.txt $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group release
+	touch $@
+
+# dist/: the sources, and wheels for Linux, one for each of these Pythons; the last serves all later ones. Each is installed and
+# used where there is no compiler. The tag, manylinux_2_34 from Debian 12, is that of the C library here.
+PYTHONS ?= 3.10 3.11 3.12
+release: $(VENV)/release
+	rm -rf dist build/wheels
+	$(BIN)/python -m build --sdist --outdir dist
+	for python in $(PYTHONS); do \
+		$(BIN)/uv build --no-python-downloads --python $$python --wheel --out-dir build/wheels dist/*.tar.gz || exit; done
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/auditwheel repair --wheel-dir dist build/wheels/*.whl
+	$(BIN)/twine check --strict dist/*
+	for python in $(PYTHONS); do \
+		$(BIN)/python benchmarks/strangers_walk.py --keep --commands 4 --python "$$($(BIN)/uv python find $$python)" \
+		dist/vmamba-*-cp$$(echo $$python | tr -d .)-*.whl || exit; done
+
+# constraints.txt anew, with the newest versions; then run `make test`.
+lock: $(VENV)/release
+	{ echo "# Versions that the tests were run with (Python 3.11). torch brings its CUDA libraries at versions of its own."; \
+		$(BIN)/uv pip compile --quiet --python-version 3.11 --extra all --group dev --group release --no-annotate --no-header \
+		pyproject.toml | grep -Ev '^(nvidia-|cuda-|triton=)'; } > build/constraints.txt
+	mv build/constraints.txt constraints.txt
 
 # OpenMMLab's packages, older than most others, beside what is installed already: an environment that sees the other.
 OPENMMLAB := mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0 mmsegmentation==1.2.2 ftfy==6.3.1 regex

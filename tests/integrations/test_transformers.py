@@ -301,7 +301,7 @@ def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.delitem(sys.modules, "vmamba.integrations.transformers")
     with pytest.raises(
-        MissingPackageError, match=r"transformers \(version 5 or newer\) is not installed.*vmamba\[transformers\]"
+        MissingPackageError, match=r"transformers \(5.4 or newer\) is not installed.*vmamba\[transformers\]"
     ):
         importlib.import_module("vmamba.integrations.transformers")
     assert issubclass(MissingPackageError, ImportError)

@@ -43,7 +43,7 @@ try:
         ImageClassifierOutputWithNoAttention,
     )
 except ImportError:
-    raise MissingPackageError("transformers (version 5 or newer)", "transformers") from None
+    raise MissingPackageError("transformers (5.4 or newer)", "transformers") from None
 
 #: Of our configuration; the number of classes is transformers' ``num_labels``.
 _FIELDS = [f for f in dataclasses.fields(vmamba.model.config.VMambaConfig) if f.name != "num_classes"]
