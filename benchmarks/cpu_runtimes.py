@@ -1,150 +1,236 @@
-"""VMamba's frozen form against its peers in the runtimes that people take for CPU inference.
+"""VMamba's frozen form on a CPU against its peers in the runtimes that people take: the whole record.
 
-    python benchmarks/cpu_runtimes.py                                 about 12 minutes on two cores
-    python benchmarks/cpu_runtimes.py --threads 1 --name cpu_runtimes_1
+    python benchmarks/cpu_runtimes.py                    everything, the most important first; goes on where it stopped
+    python benchmarks/cpu_runtimes.py --minutes 10       what fits into ten minutes
+    python benchmarks/cpu_runtimes.py --only growth      one section
+    python benchmarks/cpu_runtimes.py --rounds 0         exports and compiles, which is kept for the next call
 
-Ours frozen in float32, bfloat16 and int8; Swin-T, ConvNeXt-T, DeiT-S and MambaOut-T in ONNX Runtime (float32; int8,
-dynamic, of linear layers) and OpenVINO (float32, bfloat16). All cases of a batch take turns in one process; batches
-that are in the file already are kept, so that an interrupted run goes on. Every case is compared with eager PyTorch
-before it is timed. Stop other work first; report ratios, not absolute times.
+Ours eager, compiled, and frozen in float32, bfloat16 and int8; Swin-T, ConvNeXt-T, DeiT-S and MambaOut-T eager,
+compiled, in ONNX Runtime (float32; int8, dynamic, of linear layers) and OpenVINO (float32, bfloat16; int8 would need
+nncf, whose models are other files). A section is a process of its own, in which all cases take turns; every case is
+compared with eager PyTorch before it is timed. Rows are saved after every section, those of memory and growth one by
+one; what is in the file is not measured again. Stop other work first; report ratios, not absolute times.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import tempfile
-from collections.abc import Callable
+import functools
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import timm
 import torch
-from cpu import OURS, PEERS, Row, inference, row, show
-from paired import RESULTS, alternate, environment, write_csv
-from torch import Tensor, nn
+from cpu import FROZEN as OURS_FROZEN
+from cpu import OURS, PEERS, Row, row, show, train_step
+from paired import RESULTS, Timing, alternate, environment, write_csv
+from runtime_cases import FROZEN, RUNTIMES, Case, build, create, error
 
-import vmamba
-
-#: Relative error in norm against eager float32 that a case may have.
-TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "int8": 5e-1}
-
-Case = Callable[[], object]
-
-
-def exported(model: nn.Module, x: Tensor, folder: Path) -> Path:
-    """An ONNX file of a model for this batch."""
-    path = folder / "model.onnx"
-    torch.onnx.export(model, (x,), path, dynamo=True, external_data=False, verbose=False)
-    return path
+SWIN, CONVNEXT, MAMBAOUT, DEIT = PEERS
+EAGER = ("eager", "compiled")
+HALF = ("eager bfloat16", "compiled bfloat16")
+SIZES = (512, 1024, 2048, 4096)
 
 
-def onnxruntime_case(path: Path, x: Tensor, threads: int) -> Case:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name, array = session.get_inputs()[0].name, x.numpy()
-    return lambda: session.run(None, {name: array})[0]
+def cases(**ways: Sequence[str]) -> list[Case]:
+    """Cases of models (``ours``, ``swin``, ``convnext``, ``mambaout``, ``deit``)."""
+    names = {"ours": OURS, "swin": SWIN, "convnext": CONVNEXT, "mambaout": MAMBAOUT, "deit": DEIT}
+    return [Case(names[name], way) for name, chosen in ways.items() for way in chosen]
 
 
-def quantised(path: Path) -> Path:
-    """The file with linear layers in int8, activations quantised as they come."""
-    from onnxruntime.quantization import quantize_dynamic
+class Section(NamedTuple):
+    """What is measured in one process.
 
-    to = path.with_name("int8.onnx")
-    quantize_dynamic(path, to, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True)
-    return to
+    Attributes:
+        kind: ``"inference"``, ``"training"``, ``"growth"`` or ``"memory"``.
+        cases: What takes turns; for growth none.
+        batch: Images.
+        threads: Of every runtime.
+        seconds: It takes, exported files and compiled code being there; measured on two cores.
+    """
 
-
-def openvino_case(path: Path, x: Tensor, threads: int, precision: str) -> Case:
-    import openvino
-
-    hints: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-    hints["INFERENCE_PRECISION_HINT"] = {"float32": "f32", "bfloat16": "bf16"}[precision]
-    request = openvino.Core().compile_model(path, "CPU", hints).create_infer_request()
-    array = x.numpy()
-    return lambda: request.infer([array])[0]
-
-
-def cases_of(name: str, x: Tensor, threads: int) -> dict[str, Case]:
-    """All ways to run a peer; one that a runtime refuses is named and left out."""
-    torch.manual_seed(0)
-    model = timm.create_model(name).eval()
-    with torch.inference_mode():
-        expected = model(x)
-    ways: dict[str, Case] = {"eager": inference(model, x)}
-    with tempfile.TemporaryDirectory() as folder:
-        path = exported(model, x, Path(folder))
-        for way, make in {
-            "ONNX Runtime float32": lambda: onnxruntime_case(path, x, threads),
-            "ONNX Runtime int8": lambda: onnxruntime_case(quantised(path), x, threads),
-            "OpenVINO float32": lambda: openvino_case(path, x, threads, "float32"),
-            "OpenVINO bfloat16": lambda: openvino_case(path, x, threads, "bfloat16"),
-        }.items():
-            try:
-                case = make()
-                check(case, expected, f"{name}, {way}")
-            except Exception as error:
-                print(f"{name}, {way}: left out: {str(error).splitlines()[0]}")
-                continue
-            ways[way] = case
-    return {f"{name}, {way}": case for way, case in ways.items()}
+    kind: str
+    cases: list[Case]
+    batch: int
+    threads: int
+    seconds: int
 
 
-def our_cases(x: Tensor) -> dict[str, Case]:
-    torch.manual_seed(0)
-    model = vmamba.create_model(OURS).eval()
-    cases: dict[str, Case] = {f"{OURS}, eager": inference(model, x)}
-    with torch.inference_mode():
-        expected = model(x)
-    for precision in vmamba.ops.PRECISIONS:
-        case = cases[f"{OURS}, frozen {precision}"] = inference(vmamba.freeze(model, precision), x)
-        check(case, expected, f"{OURS}, {precision}")
-    return cases
+_BOTH = cases(ours=(*EAGER, *FROZEN), swin=(*EAGER, *RUNTIMES), convnext=(*EAGER, *RUNTIMES))
+_PLAIN = cases(ours=("eager", *FROZEN), swin=("eager", *RUNTIMES), convnext=("eager", *RUNTIMES))
+_OTHERS = cases(ours=FROZEN, mambaout=("eager", *RUNTIMES), deit=("eager", *RUNTIMES))
+_TRAINING = cases(ours=EAGER, swin=EAGER, convnext=EAGER)
+#: The most important first.
+SECTIONS = {
+    "batch 1": Section("inference", _BOTH, 1, 2, 120),
+    "batch 8": Section("inference", [*_BOTH, *cases(swin=HALF, convnext=HALF)], 8, 2, 240),
+    "others, batch 1": Section("inference", _OTHERS, 1, 2, 90),
+    "others, batch 8": Section("inference", _OTHERS, 8, 2, 150),
+    "1 thread, batch 1": Section("inference", _PLAIN, 1, 1, 60),
+    "1 thread, batch 8": Section("inference", _PLAIN, 8, 1, 150),
+    "growth": Section("growth", [], 1, 2, 180),
+    "training": Section("training", _TRAINING, 8, 2, 200),
+    "memory, batch 1": Section("memory", _PLAIN, 1, 2, 60),
+    "memory, batch 8": Section("memory", _PLAIN, 8, 2, 90),
+}
 
 
-def check(case: Case, expected: Tensor, name: str) -> None:
-    """Refuse to time a wrong model."""
-    precision = name.rsplit(maxsplit=1)[-1]
-    error = ((torch.as_tensor(case()) - expected).norm() / expected.norm()).item()
-    if not error < TOLERANCE[precision]:
-        raise ValueError(f"relative error {error:.1e} against eager PyTorch")
-    print(f"{name}: relative error {error:.1e}")
+class Record:
+    """The rows of a file; those that are there already are kept."""
+
+    def __init__(self, name: str) -> None:
+        self.file = RESULTS / f"{name}.csv"
+        lines = self.file.read_text().splitlines() if self.file.exists() else []
+        self.rows: list[Row] = [dict(r) for r in csv.DictReader(line for line in lines if not line.startswith("#"))]
+
+    def has(self, section: str, case: str | None = None) -> bool:
+        """True if there is a row of a section, or of a case in it."""
+        return any(r["section"] == section and case in (None, r["case"]) for r in self.rows)
+
+    def add(self, *rows: Row) -> None:
+        self.rows += rows
+        write_csv(self.file, self.rows, environment())
+
+
+def infer(name: str, section: Section, record: Record, rounds: int) -> None:
+    """Time cases that take turns; one that a runtime refuses is named and left out."""
+    runs, errors = {}, {}
+    for case in section.cases:
+        try:
+            run = build(case, section.batch, section.threads)
+            errors[str(case)] = error(run, case, section.batch)
+        except Exception as problem:
+            print(f"{case}: left out: {str(problem).splitlines()[0]}", flush=True)
+            continue
+        runs[str(case)] = run
+        print(f"{case}: relative error {errors[str(case)]:.1e}", flush=True)
+    if not rounds:
+        return
+    timings = alternate(runs, rounds if section.batch == 1 else max(3, rounds * 2 // 3), seconds=90)
+    notes = {case: {"threads": section.threads, "error": f"{found:.1e}"} for case, found in errors.items()}
+    record.add(*(row(name, case, section.batch, timing, **notes[case]) for case, timing in timings.items()))
+
+
+def train(name: str, section: Section, record: Record, rounds: int) -> None:
+    """Time training steps: forward, backward, AdamW."""
+    x, y = torch.randn(section.batch, 3, 224, 224), torch.randint(1000, (section.batch,))
+    runs = {}
+    for case in section.cases:
+        model = create(case.model).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        fast: Any = torch.compile(model) if case.way == "compiled" else model
+        runs[str(case)] = functools.partial(train_step, fast, optimizer, x, y)
+        runs[str(case)]()
+        print(f"{case}: ready", flush=True)
+    if not rounds:
+        return
+    timings = alternate(runs, max(3, rounds // 2), warmup=1, seconds=90)
+    record.add(*(row(name, case, section.batch, t, threads=section.threads) for case, t in timings.items()))
+
+
+def grow(name: str, section: Section, record: Record, rounds: int) -> None:
+    """Time and memory of the frozen form per pixel, each size in a process of its own; ratios are to the smallest."""
+    for size in SIZES if rounds > 2 else SIZES[:rounds]:
+        case = f"{OURS_FROZEN}, {size}"
+        if record.has(name, case):
+            continue
+        command = [sys.executable, str(Path(__file__).with_name("cpu.py")), "--measure", OURS_FROZEN, str(size)]
+        done = subprocess.run([*command, str(section.threads)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            print(f"{case}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+            continue
+        median, low, high, memory = map(float, done.stdout.split())
+        pixels = size * size
+        figures = {"ns/pixel": f"{median / pixels * 1e9:.0f}", "bytes/pixel": f"{memory / pixels:.0f}"}
+        record.add(row(name, case, 1, Timing(median, low, high), threads=section.threads, **figures))
+        print(f"{case}: {figures}", flush=True)
+
+
+def remember(name: str, section: Section, record: Record, rounds: int) -> None:
+    """Peak resident memory of each case in a child, above that of the process with all libraries loaded."""
+    import onnxruntime  # noqa: F401
+    import openvino  # noqa: F401
+
+    fork = multiprocessing.get_context("fork")  # nothing has been computed here: there are no threads
+    for case in section.cases if rounds else []:
+        if record.has(name, str(case)):
+            continue
+        received, sent = fork.Pipe(duplex=False)
+        child = fork.Process(target=_measure_memory, args=(case, section.batch, section.threads, sent))
+        child.start()
+        sent.close()
+        try:
+            weights, peak = received.recv()
+        except EOFError:
+            print(f"{case}: left out", flush=True)
+            continue
+        finally:
+            child.join()
+        figures = {"loaded_mib": round(weights / 2**20), "peak_mib": round(peak / 2**20)}
+        record.add(row(name, str(case), section.batch, Timing(1, 1, 1), **figures) | dict.fromkeys(_TIMES, ""))
+        print(f"{case}: {figures}", flush=True)
+
+
+_TIMES = ("ms", "ms_low", "ms_high", "images_per_s")
+
+
+def _measure_memory(case: Case, batch: int, threads: int, sent: Any) -> None:
+    def resident(key: str) -> int:
+        return int(Path("/proc/self/status").read_text().split(f"{key}:")[1].split()[0]) * 1024
+
+    torch.set_num_threads(threads)
+    before = resident("VmRSS")
+    run = build(case, batch, threads)
+    loaded = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is that of loading
+    for _ in range(3):
+        run()
+    sent.send((loaded - before, resident("VmHWM") - before))
+
+
+KINDS = {"inference": infer, "training": train, "growth": grow, "memory": remember}
+
+
+def orchestrate(options: argparse.Namespace) -> None:
+    """Every section that fits into the time, in a process of its own."""
+    end = time.monotonic() + 60 * options.minutes
+    todo = [n for n in SECTIONS if not Record(options.name).has(n) or SECTIONS[n].kind in ("growth", "memory")]
+    total = sum(SECTIONS[name].seconds for name in todo)
+    print(
+        f"{len(todo)} sections, about {total / 60:.0f} minutes, once exported and compiled; {options.minutes} allowed"
+    )
+    for name in todo:
+        left = end - time.monotonic()
+        if left < SECTIONS[name].seconds:
+            print(f"{name}: left out, {left:.0f} s are left and it takes about {SECTIONS[name].seconds}", flush=True)
+            continue
+        start = time.monotonic()
+        command = [sys.executable, __file__, "--only", name, "--name", options.name, "--rounds", str(options.rounds)]
+        env = os.environ | {"OMP_NUM_THREADS": str(SECTIONS[name].threads)}
+        subprocess.run(command, env=env, check=False)
+        print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--peers", nargs="+", default=PEERS)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", choices=SECTIONS, help="one section, in this process")
+    parser.add_argument("--minutes", type=float, default=60, help="leave out sections that end later (default 60)")
+    parser.add_argument("--rounds", type=int, default=15, help="0 to export, compile and check only")
     parser.add_argument("--name", default="cpu_runtimes", help="of the file in results/")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    file = RESULTS / f"{options.name}.csv"
-    rows: list[Row] = kept(file)
-    for batch in options.batch:
-        if any(int(str(r["batch"])) == batch for r in rows):
-            print(f"batch {batch} is in {file.name} already")
-            continue
-        x = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-        cases = our_cases(x)
-        for peer in options.peers:
-            cases |= cases_of(peer, x, options.threads)
-        for name, timing in alternate(cases, options.rounds).items():
-            rows.append(row("runtimes", name, batch, timing, threads=options.threads))
-        write_csv(file, rows, environment())
-    show(rows)
-
-
-def kept(file: Path) -> list[Row]:
-    """Rows of an earlier run."""
-    if not file.exists():
-        return []
-    lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
-    return [dict(r) for r in csv.DictReader(lines)]
+    if options.only:
+        section = SECTIONS[options.only]
+        torch.set_num_threads(section.threads)
+        KINDS[section.kind](options.only, section, Record(options.name), options.rounds)
+        return
+    orchestrate(options)
+    show(Record(options.name).rows)
 
 
 if __name__ == "__main__":

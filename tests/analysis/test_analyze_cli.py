@@ -96,6 +96,16 @@ def test_throughput(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert models == ["vmamba_pico", "vmamba_pico frozen int8", "test_convnext"]
 
 
+def test_precision(capsys: pytest.CaptureFixture[str], tmp_path: Path, image: Path, weights: Path) -> None:
+    analyze(capsys, tmp_path, "precision", image, "--checkpoint", weights, "--rounds", 2)
+    rows = {row["precision"]: row for row in read_csv(tmp_path / "precision.csv")}
+    assert list(rows) == ["float32", "bfloat16", "int8"]
+    errors = [float(row["relative_error"]) for row in rows.values()]
+    assert errors == sorted(errors)
+    assert errors[0] < 1e-5
+    assert rows["float32"]["agreement"] == "1.0000"
+
+
 def test_scaling(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     analyze(capsys, tmp_path, "scaling", "vmamba_pico", "--sizes", 96, 64, "--rounds", 2, "--device", "cpu")
     assert [row["height"] for row in read_csv(tmp_path / "scaling.csv")] == ["64", "96"]

@@ -181,6 +181,29 @@ def receptive_fields(
     return _files(stem)
 
 
+def precision(rows: Sequence[Mapping[str, Any]], stem: Path, title: str) -> list[Path]:
+    """Bars of the relative error, logarithmic, and of the time of an image, in each precision.
+
+    Args:
+        rows: With precision, relative_error and ms.
+        stem: Path of the pictures without the ending.
+        title: Title.
+    """
+    with figure(*_files(stem), size=(8, 1.2 + 0.35 * len(rows))) as page:
+        error, time = page.subplots(1, 2, sharey=True)
+        names, colours = [row["precision"] for row in rows], COLOURS[: len(rows)]
+        error.barh(names, [float(row["relative_error"]) for row in rows], color=colours)
+        error.set_xscale("log")
+        error.set_xlabel("relative error")
+        time.barh(names, [row["ms"] for row in rows], color=colours)
+        time.set_xlabel("ms, batch 1")
+        error.invert_yaxis()
+        remove_frame(error)
+        remove_frame(time)
+        page.suptitle(title, fontsize=11)
+    return _files(stem)
+
+
 def throughput(rows: Sequence[Mapping[str, Any]], stem: Path, title: str) -> list[Path]:
     """Bars of images per second with their quartiles, and of peak memory; a line of panels per mode.
 

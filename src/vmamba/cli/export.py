@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from vmamba.checkpoints.info import info_of
-from vmamba.checkpoints.recognition import open_checkpoint
+from vmamba.cli.any_task import add_model, model_of
 from vmamba.cli.arguments import positive
 from vmamba.data.images import find_images, read_image
-from vmamba.errors import OptionError
 from vmamba.export import FORMATS, PRECISIONS, export
 from vmamba.files import refuse_overwriting
 from vmamba.progress import progress_bar, remark
 from vmamba.tasks.classification.prediction import eval_transform
-from vmamba.tasks.detection.checkpoint import load_detector
-from vmamba.tasks.segmentation.checkpoint import load_segmenter
 from vmamba.tasks.segmentation.inference import Inference, as_tensor
-from vmamba.zoo import create_model, model_from_checkpoint
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
-
-LOADERS: dict[str, Callable[..., nn.Module]] = {"detection": load_detector, "segmentation": load_segmenter}
 
 CALIBRATION_IMAGES = 256
 
@@ -38,10 +31,7 @@ EXAMPLES = """examples:
 
 def add_to(commands: Commands) -> None:
     parser = commands.add_parser("export", help="write a model as a file for other runtimes", epilog=EXAMPLES)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights, the authors' or ours")
-    source.add_argument("--pretrained", action="store_true", help="the authors' weights for --model, downloaded once")
-    parser.add_argument("--model", metavar="NAME", help="default: what the checkpoint says or looks like")
+    add_model(parser)
     parser.add_argument(
         "--format",
         choices=FORMATS,
@@ -74,7 +64,7 @@ def add_to(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.checkpoint:
         refuse_overwriting([options.output], [options.checkpoint])
-    model = _model(options)
+    model = model_of(options)
     info = getattr(model, "info", None)
     preprocessing = getattr(info, "preprocessing", None)
     calibration = _calibration(model, options)
@@ -110,13 +100,3 @@ def _calibration(model: nn.Module, options: argparse.Namespace) -> list[Tensor]:
         return [next(inference.inputs(as_tensor(image))) for image in images]
     transform = eval_transform(model, options.image_size)
     return [transform(image)[None] for image in images]
-
-
-def _model(options: argparse.Namespace) -> nn.Module:
-    if options.pretrained:
-        if options.model is None:
-            raise OptionError("--pretrained needs --model NAME; 'vmamba models' lists them")
-        return create_model(options.model, pretrained=True)
-    checkpoint = open_checkpoint(options.checkpoint)
-    load: Callable[..., nn.Module] = LOADERS.get(checkpoint.task, model_from_checkpoint)
-    return load(checkpoint, options.model)

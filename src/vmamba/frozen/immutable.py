@@ -89,7 +89,9 @@ class Immutable(nn.Module):
             return super().__repr__()
         done = "; ".join(f"{count} × {what}" for what, count in self._done.items())
         precision = f" in {self._precision}" if self._precision != "float32" else ""
-        return f"frozen for inference{precision}: {done or 'every layer is called'}\n{super().__repr__()}"
+        lines = [f"frozen for inference{precision}: {done or 'every layer is called'}"]
+        lines += [str(self._comparison)] if "_comparison" in self.__dict__ else []
+        return "\n".join([*lines, super().__repr__()])
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         state = {name: value for name, value in self.__dict__.items() if name not in ("_locked", "packed")}

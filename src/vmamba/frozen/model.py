@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from vmamba.errors import FrozenError, OptionError
 from vmamba.frozen.block import FrozenBlock
+from vmamba.frozen.comparison import Images, compare
 from vmamba.frozen.downsample import FrozenConvDownsample, FrozenPatchMerging
 from vmamba.frozen.immutable import Immutable, lock
 from vmamba.frozen.layer import FusedLayer, SealedLayer
@@ -35,7 +36,7 @@ FORMS: dict[type[nn.Module], type[FusedLayer]] = {
 }
 
 
-def freeze(model: M, precision: str = "float32") -> M:
+def freeze(model: M, precision: str = "float32", *, images: Images | None = None) -> M:
     """A copy of a model for inference, in evaluation mode: the same results, computed by operators of several layers.
 
     Nothing of it can be changed: weights are read-only; loading others, moving or converting it, and setting attributes
@@ -48,12 +49,15 @@ def freeze(model: M, precision: str = "float32") -> M:
         precision: Of the matrix products of a float32 model on a CPU: ``"float32"``; ``"bfloat16"`` (errors near
             5e-3); ``"int8"`` (weights by output channel, activations by token as they come). The rest, scans and
             LayerNorms among it, is float32, as are the results. Slow where the processor has no instructions for it.
+        images: Images to compare the result with the model on: inputs (N, 3, H, W), batches of them, or a folder.
+            ``print(frozen)`` then says the error. Nothing is calibrated by them: every token has its own scale.
 
     Returns:
         An instance of a subclass of the model's class.
 
     Raises:
         OptionError: For an unknown precision.
+        ImageError: If the images cannot be read.
         FrozenError: If a layer has a hook, a replaced ``forward`` or a parametrization, which would be lost, or if the
             model is not one for that precision.
     """
@@ -71,6 +75,9 @@ def freeze(model: M, precision: str = "float32") -> M:
         lock(module)
     frozen.__dict__["_done"] = done
     frozen.__dict__["_precision"] = precision
+    if images is not None:
+        original = copy.deepcopy(model).eval() if model.training else model
+        frozen.__dict__["_comparison"] = compare(original, frozen, images)
     return cast(M, frozen)
 
 
