@@ -128,6 +128,7 @@ def test_recipes_are_those_of_the_first_release() -> None:
         assert now.pop("max_pixels") is None  # added since
         if values["task"] == "classification":
             assert not now["options"].pop("teacher")
+            assert not now["options"].pop("head_first")
             now["options"] = {n: v for n, v in now["options"].items() if not n.startswith("teacher_")}
         if values["task"] == "segmentation":
             assert now["options"].pop("label_values") is None

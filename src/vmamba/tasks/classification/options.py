@@ -38,6 +38,8 @@ class ClassificationOptions(Settings):
         mix_switch: Probability of CutMix where both are on.
         label_smoothing: Fraction of the target that is spread over all classes.
         keep_head: Keep the checkpoint's classifier, for the same classes.
+        head_first: Begin with a classifier that is fitted to the checkpoint's features of all training images, instead
+            of a random one: for few labels, since the CPU does it before the first step. Of no effect with `keep_head`.
         teacher: timm's name of a model to learn from (distillation), ours included.
         teacher_checkpoint: Its weights, trained on the same classes.
         teacher_size: Height and width of its input; None for that of the model's.
@@ -64,6 +66,7 @@ class ClassificationOptions(Settings):
     mix_switch: Fraction = 0.5
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     keep_head: bool = False
+    head_first: bool = False
     teacher: str | None = None
     teacher_checkpoint: Text | None = None
     teacher_size: Annotated[int, Field(ge=32, le=16384)] | None = None

@@ -32,6 +32,7 @@ from vmamba.settings import Settings
 from vmamba.tasks.classification.accuracy import Accuracy
 from vmamba.tasks.classification.data import ClassificationData
 from vmamba.tasks.classification.distillation import FeatureTap, Teacher, features_loss, logits_loss
+from vmamba.tasks.classification.linear_probe import fit_classifier
 from vmamba.tasks.classification.options import ClassificationOptions
 from vmamba.tasks.classification.prediction import Transform, evaluation_transform
 from vmamba.tasks.protocol import RGB, Job, Loader, Metric, check_model_options
@@ -140,11 +141,16 @@ class Classification:
             if job.model is None:
                 raise OptionError("which model? give --model NAME; 'vmamba models' lists them")
             options |= {"num_classes": self.num_classes}
-            return self._tapped(create_model(job.model, pretrained=job.pretrained, **options))
-        model = model_from_checkpoint(checkpoint, job.model, **options)
-        if not self.options.keep_head:
-            model.reset_classifier(self.num_classes)
-        self._check_classes(model)
+            model = create_model(job.model, pretrained=job.pretrained, **options)
+        else:
+            model = model_from_checkpoint(checkpoint, job.model, **options)
+            if not self.options.keep_head:
+                model.reset_classifier(self.num_classes)
+            self._check_classes(model)
+        if self.options.head_first and not self.options.keep_head:
+            if checkpoint is None and not job.pretrained:
+                raise OptionError("head_first needs weights to start from: give --checkpoint FILE or --pretrained")
+            fit_classifier(model, self._all_training_images().batches(0))
         return self._tapped(model)
 
     def _tapped(self, model: nn.Module) -> nn.Module:
@@ -192,6 +198,15 @@ class Classification:
             return self._shards(data.splits[split], transform, training=False)
         files, indices = (data.train, data.train_indices) if split == "train" else (data.val, data.val_indices)
         return self._indexed(files, transform, indices, training=False)
+
+    def _all_training_images(self) -> Loader:
+        """Every training image once in this process, prepared as for validation."""
+        if self.options.format == "shards":
+            raise OptionError("head_first: shards are streamed; set it to false, or use a folder of images")
+        images = ImageDataset(
+            self.data.train, self.eval_transform(), self.data.train_indices, max_pixels=self.job.max_pixels
+        )
+        return IndexedLoader(images, collate, training=False, **self.job.loader_options | {"rank": 0, "world_size": 1})
 
     def eval_transform(self) -> Callable[[Image.Image], Tensor]:
         """Preprocessing of validation images, the same as prediction's."""
