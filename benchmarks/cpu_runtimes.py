@@ -1,15 +1,16 @@
 """VMamba's frozen form on a CPU against its peers in the runtimes that people take: the whole record.
 
     python benchmarks/cpu_runtimes.py                    everything, the most important first; goes on where it stopped
-    python benchmarks/cpu_runtimes.py --minutes 10       what fits into ten minutes
+    python benchmarks/cpu_runtimes.py --minutes 25       what fits into 25 minutes
     python benchmarks/cpu_runtimes.py --only growth      one section
     python benchmarks/cpu_runtimes.py --rounds 0         exports and compiles, which is kept for the next call
 
 Ours eager, compiled, and frozen in float32, bfloat16 and int8; Swin-T, ConvNeXt-T, DeiT-S and MambaOut-T eager,
 compiled, in ONNX Runtime (float32; int8, dynamic, of linear layers) and OpenVINO (float32, bfloat16; int8 would need
-nncf, whose models are other files). A section is a process of its own, in which all cases take turns; every case is
-compared with eager PyTorch before it is timed. Rows are saved after every section, those of memory and growth one by
-one; what is in the file is not measured again. Stop other work first; report ratios, not absolute times.
+nncf). A section is a process of its own, in which all cases take turns; every case is compared with eager PyTorch
+before it is timed. Sections of inference are joined by the frozen forms, which are in all of them. Rows are saved after
+every section, those of memory and growth one by one; what is in the file is not measured again. Stop other work first;
+report ratios, not absolute times.
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ from runtime_cases import FROZEN, RUNTIMES, Case, build, create, error
 
 SWIN, CONVNEXT, MAMBAOUT, DEIT = PEERS
 EAGER = ("eager", "compiled")
-HALF = ("eager bfloat16", "compiled bfloat16")
 SIZES = (512, 1024, 2048, 4096)
 
 
@@ -52,32 +52,42 @@ class Section(NamedTuple):
         cases: What takes turns; for growth none.
         batch: Images.
         threads: Of every runtime.
-        seconds: It takes, exported files and compiled code being there; measured on two cores.
+        timing: Seconds after which timing stops, but not before the third round.
+        seconds: Estimate of everything, with exporting and compiling, on two idle cores.
     """
 
     kind: str
     cases: list[Case]
     batch: int
     threads: int
+    timing: int
     seconds: int
 
 
-_BOTH = cases(ours=(*EAGER, *FROZEN), swin=(*EAGER, *RUNTIMES), convnext=(*EAGER, *RUNTIMES))
-_PLAIN = cases(ours=("eager", *FROZEN), swin=("eager", *RUNTIMES), convnext=("eager", *RUNTIMES))
-_OTHERS = cases(ours=FROZEN, mambaout=("eager", *RUNTIMES), deit=("eager", *RUNTIMES))
-_TRAINING = cases(ours=EAGER, swin=EAGER, convnext=EAGER)
+_PEERS = cases(swin=("eager", *RUNTIMES), convnext=("eager", *RUNTIMES))
+_OURS = cases(ours=("eager", *FROZEN))
+_OTHERS = cases(ours=FROZEN, deit=("eager", *RUNTIMES), mambaout=("eager", *RUNTIMES))
+_COMPILED = cases(ours=("compiled", *FROZEN), swin=["compiled"], convnext=["compiled"])
+_HALF = {"eager": ["eager bfloat16"], "compiled": ["compiled bfloat16"]}
 #: The most important first.
 SECTIONS = {
-    "batch 1": Section("inference", _BOTH, 1, 2, 120),
-    "batch 8": Section("inference", [*_BOTH, *cases(swin=HALF, convnext=HALF)], 8, 2, 240),
-    "others, batch 1": Section("inference", _OTHERS, 1, 2, 90),
-    "others, batch 8": Section("inference", _OTHERS, 8, 2, 150),
-    "1 thread, batch 1": Section("inference", _PLAIN, 1, 1, 60),
-    "1 thread, batch 8": Section("inference", _PLAIN, 8, 1, 150),
-    "growth": Section("growth", [], 1, 2, 180),
-    "training": Section("training", _TRAINING, 8, 2, 200),
-    "memory, batch 1": Section("memory", _PLAIN, 1, 2, 60),
-    "memory, batch 8": Section("memory", _PLAIN, 8, 2, 90),
+    "batch 1": Section("inference", _OURS + _PEERS, 1, 2, 30, 110),
+    "batch 8": Section(
+        "inference", _OURS + _PEERS + cases(swin=_HALF["eager"], convnext=_HALF["eager"]), 8, 2, 70, 190
+    ),
+    "compiled, batch 1": Section("inference", _COMPILED, 1, 2, 20, 150),
+    "compiled, batch 8": Section(
+        "inference", _COMPILED + cases(swin=_HALF["compiled"], convnext=_HALF["compiled"]), 8, 2, 45, 300
+    ),
+    "others, batch 1": Section("inference", _OTHERS, 1, 2, 25, 110),
+    "others, batch 8": Section("inference", _OTHERS, 8, 2, 50, 170),
+    "1 thread, batch 1": Section("inference", _OURS + _PEERS, 1, 1, 25, 60),
+    "1 thread, batch 8": Section("inference", _OURS + _PEERS, 8, 1, 50, 120),
+    "growth": Section("growth", [], 1, 2, 0, 150),
+    "training": Section("training", cases(ours=["eager"], swin=["eager"], convnext=["eager"]), 8, 2, 30, 60),
+    "training, compiled": Section("training", cases(ours=EAGER, swin=EAGER, convnext=EAGER), 8, 2, 40, 300),
+    "memory, batch 1": Section("memory", _OURS + _PEERS, 1, 2, 0, 60),
+    "memory, batch 8": Section("memory", _OURS + _PEERS, 8, 2, 0, 90),
 }
 
 
@@ -112,7 +122,7 @@ def infer(name: str, section: Section, record: Record, rounds: int) -> None:
         print(f"{case}: relative error {errors[str(case)]:.1e}", flush=True)
     if not rounds:
         return
-    timings = alternate(runs, rounds if section.batch == 1 else max(3, rounds * 2 // 3), seconds=90)
+    timings = alternate(runs, rounds, seconds=section.timing)
     notes = {case: {"threads": section.threads, "error": f"{found:.1e}"} for case, found in errors.items()}
     record.add(*(row(name, case, section.batch, timing, **notes[case]) for case, timing in timings.items()))
 
@@ -130,7 +140,7 @@ def train(name: str, section: Section, record: Record, rounds: int) -> None:
         print(f"{case}: ready", flush=True)
     if not rounds:
         return
-    timings = alternate(runs, max(3, rounds // 2), warmup=1, seconds=90)
+    timings = alternate(runs, rounds, warmup=1, seconds=section.timing)
     record.add(*(row(name, case, section.batch, t, threads=section.threads) for case, t in timings.items()))
 
 
@@ -202,9 +212,7 @@ def orchestrate(options: argparse.Namespace) -> None:
     end = time.monotonic() + 60 * options.minutes
     todo = [n for n in SECTIONS if not Record(options.name).has(n) or SECTIONS[n].kind in ("growth", "memory")]
     total = sum(SECTIONS[name].seconds for name in todo)
-    print(
-        f"{len(todo)} sections, about {total / 60:.0f} minutes, once exported and compiled; {options.minutes} allowed"
-    )
+    print(f"{len(todo)} sections, {total / 60:.0f} minutes with exporting and compiling; {options.minutes} allowed")
     for name in todo:
         left = end - time.monotonic()
         if left < SECTIONS[name].seconds:

@@ -1,11 +1,12 @@
 """A model in a runtime, ready to be timed: what `cpu_runtimes.py` compares.
 
-Exported files and the outputs of eager PyTorch are kept in a folder of the system for temporary files, since exporting
-takes longer than timing.
+Exported files, compiled code and the outputs of eager PyTorch are kept in a folder of the system for temporary files,
+since exporting and compiling take longer than timing.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 import vmamba
 
 CACHE = Path(tempfile.gettempdir()) / "vmamba_cpu_runtimes"
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE / "compiled"))
 #: Relative error in norm against eager float32 that a case may have.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "int8": 5e-1}
 #: Faster in channels-last memory.
