@@ -21,6 +21,7 @@ from vmamba.errors import OptionError
 from vmamba.export import export, library_path
 from vmamba.model.config import VMambaConfig
 from vmamba.ops.routes import PATTERNS
+from vmamba.tasks.segmentation.upernet import UperNet, UperNetConfig
 
 pytestmark = [
     pytest.mark.slow,
@@ -53,6 +54,14 @@ def package(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert exported.error < 1e-5
     assert len(exported.shapes) == 4
     return exported.path
+
+
+def test_segmenters_of_any_size(tmp_path: Path) -> None:
+    backbone = VMambaConfig(dims=(8, 16, 24, 32), depths=(1, 1, 1, 1))
+    config = UperNetConfig(backbone, ("a", "b", "c"), channels=8, auxiliary_channels=8)
+    exported = export(UperNet(config), tmp_path / "model.pt2", format="torch", image_size=64)
+    assert exported.error < 1e-5
+    assert (2, 3, 65, 97) in exported.shapes
 
 
 def test_a_process_without_this_package(model: nn.Module, package: Path, tmp_path: Path) -> None:

@@ -51,9 +51,13 @@ def test_one_file_for_any_batch_and_size(overrides: dict[str, object], tmp_path:
             assert relative_error(run(images)[0], model(images)) < 1e-5, shape
 
 
-def test_maps_of_a_backbone_have_names(tmp_path: Path) -> None:
-    model = vmamba.create_model("vmamba_pico", features_only=True, out_indices=(1, 3))
+def test_maps_of_a_backbone_have_names(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = vmamba.create_model("vmamba_pico", features_only=True, out_indices=(1, 3)).train()
+    next(model.children()).eval()
+    modes = [module.training for module in model.modules()]
     path = export(model, tmp_path / "maps.onnx", image_size=64).path
+    assert [module.training for module in model.modules()] == modes
+    assert capfd.readouterr() == ("", "")  # neither remarks nor warnings
     assert [output.name for output in onnx.load(path).graph.output] == ["map1", "map2"]
 
 

@@ -11,9 +11,9 @@ from vmamba.export.onnx_scan import DOMAIN, OPSET, VERSION, scan_function
 RANKS = {"x": 4, "dbc": 5, "dt_weight": 3, "A": 3, "D": 2, "dt_bias": 2}
 
 
-def scan_model(pattern: str, states: int) -> onnx.ModelProto:
+def scan_model(pattern: str, states: int, single: bool = False) -> onnx.ModelProto:
     """One node and its function."""
-    function = scan_function(pattern, states)
+    function = scan_function(pattern, states, single)
 
     def declared(name: str, rank: int) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * rank)

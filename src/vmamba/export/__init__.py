@@ -183,32 +183,30 @@ def export(
 
     if metadata is None:
         metadata = described(info)
-    was_training, dtype = model.training, PRECISIONS[precision]
-    try:
-        whole = (SingleImageDetector(model) if isinstance(model, MaskRCNN) else model).eval()
-        # A batch of one would be taken for a constant.
-        size = (2 if "batch" in dynamic else 1, _in_chans(model), height, width)
-        images = torch.randn(size, device=next(model.parameters()).device)
-        with torch.no_grad():
-            names = output_names or (RESULTS if detector else _names(whole(images)))
-        example = Example(
-            deepcopy(whole).to("cpu", dtype),
-            images.to("cpu", dtype),
-            dynamic,
-            names,
-            {name: json.dumps(value) for name, value in metadata.items()},
-            inline,
-            calibration,
-        )
-        converted = convert(example)
-        shapes = verification_shapes(images.shape, dynamic)
-        if precision == "int8":
-            error = verify(whole, converted.run, calibration, QUANTIZED)
-        else:
-            examples = [torch.randn(shape, generator=torch.Generator().manual_seed(0)) for shape in shapes]
-            error = verify(whole, converted.run, examples, DETECTIONS if detector else TOLERANCE[dtype], dtype)
-    finally:
-        model.train(was_training)
+    dtype = PRECISIONS[precision]
+    # A copy, so that the model's modes stay as they are.
+    whole = deepcopy(SingleImageDetector(model) if isinstance(model, MaskRCNN) else model).eval()
+    # A batch of one would be taken for a constant.
+    size = (2 if "batch" in dynamic else 1, _in_chans(model), height, width)
+    images = torch.randn(size, device=next(model.parameters()).device)
+    with torch.no_grad():
+        names = output_names or (RESULTS if detector else _names(whole(images)))
+    example = Example(
+        deepcopy(whole).to("cpu", dtype),
+        images.to("cpu", dtype),
+        dynamic,
+        names,
+        {name: json.dumps(value) for name, value in metadata.items()},
+        inline,
+        calibration,
+    )
+    converted = convert(example)
+    shapes = verification_shapes(images.shape, dynamic)
+    if precision == "int8":
+        error = verify(whole, converted.run, calibration, QUANTIZED)
+    else:
+        examples = [torch.randn(shape, generator=torch.Generator().manual_seed(0)) for shape in shapes]
+        error = verify(whole, converted.run, examples, DETECTIONS if detector else TOLERANCE[dtype], dtype)
     if with_preprocessing:
         from vmamba.export import onnx_preprocessing
 

@@ -12,11 +12,8 @@ Kernels that Inductor would fuse are left out: they take minutes to compile and 
 
 from __future__ import annotations
 
-import logging
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,6 +25,7 @@ from torch.export import Dim, ExportedProgram
 
 from vmamba.errors import ExportError, OptionError
 from vmamba.export import Example
+from vmamba.export.remarks import without_remarks
 from vmamba.files import atomic_write
 from vmamba.ops.libraries import library_path
 from vmamba.ops.private_torch import inductor_packages
@@ -38,6 +36,9 @@ _SETTINGS = {
     "selective_decompose": True,
     "aot_inductor.compile_wrapper_opt_level": "O0",
 }
+
+#: They remark on operators that are called, and on GPUs that are not there.
+_LOGGERS = ("torch._inductor", "torch.utils.cpp_extension")
 
 
 @dataclass
@@ -72,7 +73,7 @@ def convert(example: Example) -> TorchPackage:
     program = _trace(example)
     package, _, missing_compiler = _inductor()
     settings = {"aot_inductor.metadata": dict(example.metadata)} | _SETTINGS
-    with tempfile.TemporaryDirectory() as folder, _quietly():
+    with tempfile.TemporaryDirectory() as folder, without_remarks(*_LOGGERS):
         try:
             path = package(program, package_path=f"{folder}/model.pt2", inductor_configs=settings)
         except missing_compiler:
@@ -112,19 +113,3 @@ def _trace(example: Example) -> ExportedProgram:
             node.target, node.args, node.kwargs = torch.ops.vmamba_cpp.ss2d_scan.default, (*node.args[:6], pattern), {}
     program.graph_module.recompile()
     return program
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the compiler's remarks on operators that it calls, and on GPUs that are not there."""
-    loggers = [logging.getLogger(name) for name in ("torch._inductor", "torch.utils.cpp_extension")]
-    levels = {logger: logger.level for logger in loggers}
-    for logger in levels:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch.export import Dim
 from vmamba.export import Example
 from vmamba.export.onnx_scan import DOMAIN, OPSET, VERSION, function_name, scan_function
 from vmamba.export.quantization import quantize_linear_layers
+from vmamba.export.remarks import without_remarks
 from vmamba.files import atomic_write
 from vmamba.ort import runner
 
@@ -82,9 +82,8 @@ def _translate(
     dynamic_shapes: tuple[Mapping[int, Any], ...] | None = None,
     optimize: bool = True,
 ) -> onnx.ModelProto:
-    used: dict[str, tuple[str, int]] = {}
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
+    used: dict[str, onnx.FunctionProto] = {}
+    with without_remarks("onnx_ir", "torch.onnx"), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
         program = torch.onnx.export(
             model,
             inputs,
@@ -102,16 +101,17 @@ def _translate(
         )
     assert program is not None
     proto = program.model_proto
-    proto.functions.extend(scan_function(pattern, states) for pattern, states in used.values())
+    proto.functions.extend(used.values())
     return proto
 
 
-def _translation(used: dict[str, tuple[str, int]]) -> Callable[..., Any]:
-    """Translate `vmamba.ops.ss2d_scan` into one node, noting the pattern and states of its function in `used`."""
+def _translation(used: dict[str, onnx.FunctionProto]) -> Callable[..., Any]:
+    """Translate `vmamba.ops.ss2d_scan` into one node, adding its function to `used`."""
 
     def translate(x: Any, dbc: Any, dt_weight: Any, A: Any, D: Any, dt_bias: Any, pattern: str = "cross") -> Any:
-        name = function_name(pattern, states=int(A.shape[2]))
-        used[name] = pattern, int(A.shape[2])
+        states = int(A.shape[2])
+        name = function_name(pattern, states)
+        used.setdefault(name, scan_function(pattern, states, single=x.shape[0] == 1))
         storage = x.dtype
         operands = [_cast(t, ir.DataType.FLOAT) for t in (x, dbc, dt_weight, A, D, dt_bias)]
         y = _scan_operator(name)(*operands)

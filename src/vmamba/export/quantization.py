@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from torch import Tensor
+
+from vmamba.export.remarks import without_remarks
 
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]  # of the runtime, untyped
@@ -31,27 +32,21 @@ def quantize_linear_layers(proto: onnx.ModelProto, batches: Sequence[Tensor]) ->
         proto: A model with the input ``images``, float32.
         batches: Images (B, C, H, W) as the model takes them.
     """
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)  # advice about preprocessing that has been done
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            source, target = Path(folder, "float32.onnx"), Path(folder, "int8.onnx")
-            onnx.save(proto, source)
-            quantize_static(
-                source,
-                target,
-                _Batches(batches),
-                quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=["MatMul", "Gemm"],
-                per_channel=True,
-                weight_type=QuantType.QInt8,
-                activation_type=QuantType.QUInt8,
-                extra_options={"MatMulConstBOnly": True},
-            )
-            quantized = onnx.load(target)
-    finally:
-        root.setLevel(level)
+    with tempfile.TemporaryDirectory() as folder, without_remarks(""):  # advice about preprocessing that has been done
+        source, target = Path(folder, "float32.onnx"), Path(folder, "int8.onnx")
+        onnx.save(proto, source)
+        quantize_static(
+            source,
+            target,
+            _Batches(batches),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            activation_type=QuantType.QUInt8,
+            extra_options={"MatMulConstBOnly": True},
+        )
+        quantized = onnx.load(target)
     del quantized.metadata_props[:]
     quantized.metadata_props.extend(proto.metadata_props)
     return quantized
