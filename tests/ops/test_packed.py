@@ -59,6 +59,9 @@ def test_gelu_everywhere() -> None:
     assert (got - truth)[:-1].abs().div(truth[:-1].abs().clamp(min=1)).max() < 2e-7
     assert got[-1] == torch.inf
     assert packed_linear(torch.full((1, 1), torch.nan), one, 1, "float32", gelu=True).isnan().all()
+    sixteenths = (torch.arange(-160, 161) / 16)[:, None]  # exact in bfloat16
+    got = packed_linear(sixteenths, pack_linear(torch.ones(1, 1), None, "bfloat16"), 1, "bfloat16", gelu=True)
+    assert (got - F.gelu(sixteenths.double())).abs().max() < 1.4e-4
 
 
 @pytest.mark.usefixtures("isa")
@@ -94,6 +97,7 @@ BLOCKS = {
     "few tokens": (Block(8, d_state=2), (2, 5, 3, 8)),
     "many tokens": (Block(20, mlp_ratio=1.7, conv_bias=True), (3, 17, 23, 20)),
     "no MLP": (Block(16, mlp_ratio=0, ssm_ratio=1.5), (1, 1, 40, 16)),
+    "more images than threads": (Block(8), (7, 5, 4, 8)),
     "wide": (Block(72, scan="bidirectional"), (1, 12, 9, 72)),
 }
 
@@ -110,6 +114,21 @@ def test_block(name: str) -> None:
         truth = block.double()(x.double())
         for precision, tolerance in (("float32", 1e-6), ("bfloat16", 5e-3), ("int8", 2e-2)):
             assert relative_error(vmamba.freeze(block.float(), precision)(x), truth) < tolerance
+
+
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_threads_do_not_change_results(precision: str) -> None:
+    import vmamba
+
+    frozen, x = vmamba.freeze(Block(24), precision), torch.randn(5, 6, 7, 24)
+    results, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            results.append(frozen(x))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(results[0], other) for other in results[1:])
 
 
 @pytest.mark.parametrize("precision", TOLERANCE)

@@ -11,8 +11,6 @@ namespace {
 
 typedef uint8_t u8v __attribute__((vector_size(kVectorBytes / 4)));
 
-VMAMBA_INLINE f32v absolute(f32v v) { return (f32v)((u32v)v & 0x7fffffffu); }
-
 // To the nearest, ties to even; NaN stays NaN.
 VMAMBA_INLINE u16v narrow(f32v v) {
 #if defined(__AVX512BF16__)
@@ -48,6 +46,7 @@ struct Float32 {
   using Sum = f32v;
   using Stored = float;
   static constexpr int kPerWord = 1;
+  static constexpr bool kRough = false;  // results need no more digits than bfloat16 has
   static VMAMBA_INLINE Sum dot(u32v a, u32v b, Sum sum) { return fma((f32v)a, (f32v)b, sum); }
 
   static RowScale convert(const float* row, float mean, float factor, int64_t inputs, uint32_t* words) {
@@ -66,6 +65,7 @@ struct BFloat16 {
   using Sum = f32v;
   using Stored = bfloat16;
   static constexpr int kPerWord = 2;
+  static constexpr bool kRough = true;
   static VMAMBA_INLINE Sum dot(u32v a, u32v b, Sum sum) {
 #if defined(__AVX512BF16__)
     return (f32v)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
@@ -95,6 +95,7 @@ struct Int8 {
   using Sum = i32v;
   using Stored = float;
   static constexpr int kPerWord = 4;
+  static constexpr bool kRough = true;
   static VMAMBA_INLINE Sum dot(u32v a, u32v b, Sum sum) {
 #if defined(__AVX512VNNI__)
     return (i32v)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);

@@ -22,12 +22,26 @@ struct MatrixRows {
 };
 
 // Patches of a map, a row for each pixel of the result, ordered (k, k, channels), with zeros around the map.
-struct PatchRows {
-  const PackedConvolution& c;
+class PatchRows {
+ public:
+  explicit PatchRows(const PackedConvolution& convolution) : c(convolution), size(c.kernel * c.kernel * c.channels) {
+    if (c.by_channel == 1 || size > kFew) return;
+    for (int64_t i = 0; i < size; ++i) {
+      const int64_t at = i / c.channels;
+      offsets[i] = at / c.kernel * c.by_row + at % c.kernel * c.by_column + i % c.channels * c.by_channel;
+    }
+  }
+
   const float* operator()(int64_t row, float* to) const {
     const int64_t across = c.out_width(), down = c.out_height(), k = c.kernel;
     const int64_t left = row % across * c.stride - c.padding, top = row / across % down * c.stride - c.padding;
     const float* image = c.x + row / across / down * c.by_image;
+    const bool inside = top >= 0 && left >= 0 && top + k <= c.height && left + k <= c.width;
+    if (inside && c.by_channel != 1 && size <= kFew) {
+      const float* corner = image + top * c.by_row + left * c.by_column;
+      for (int64_t i = 0; i < size; ++i) to[i] = corner[offsets[i]];
+      return to;
+    }
     for (int64_t i = 0; i < k; ++i)
       for (int64_t j = 0; j < k; ++j, to += c.channels) {
         const int64_t y = top + i, x = left + j;
@@ -39,8 +53,13 @@ struct PatchRows {
           for (int64_t n = 0; n < c.channels; ++n) to[n] = pixel[n * c.by_channel];
         }
       }
-    return to - k * k * c.channels;
+    return to - size;
   }
+
+ private:
+  static constexpr int64_t kFew = 64;  // elements of a patch whose places are looked up: those of images
+  const PackedConvolution& c;
+  int64_t size, offsets[kFew] = {};
 };
 
 VMAMBA_INLINE float total(f32v v) {
@@ -51,33 +70,35 @@ VMAMBA_INLINE float total(f32v v) {
 #endif
 }
 
-VMAMBA_INLINE void moments(const float* row, int64_t inputs, float eps, float& mean, float& factor) {
-  f32v sum = {};
+// Σ value(x) of a row. Four chains of additions hide each other's latency.
+template <class Value>
+VMAMBA_INLINE float sum_row(const float* row, int64_t inputs, const Value& value) {
+  constexpr int lanes = kLanes<float>;
+  f32v sums[4] = {};
   float rest = 0;
   int64_t at = 0;
-  for (; at + kLanes<float> <= inputs; at += kLanes<float>) sum += load(row + at);
-  for (; at < inputs; ++at) rest += row[at];
-  mean = (total(sum) + rest) / float(inputs);
-  f32v squares = {};
-  rest = 0;
-  for (at = 0; at + kLanes<float> <= inputs; at += kLanes<float>) {
-    const f32v d = load(row + at) - mean;
-    squares = fma(d, d, squares);
-  }
-  for (; at < inputs; ++at) rest += (row[at] - mean) * (row[at] - mean);
-  factor = 1 / __builtin_sqrtf((total(squares) + rest) / float(inputs) + eps);
+  for (; at + 4 * lanes <= inputs; at += 4 * lanes)
+    for (int j = 0; j < 4; ++j) sums[j] += value(load(row + at + j * lanes));
+  for (; at + lanes <= inputs; at += lanes) sums[0] += value(load(row + at));
+  for (; at < inputs; ++at) rest += value(row[at]);
+  return total((sums[0] + sums[1]) + (sums[2] + sums[3])) + rest;
+}
+
+// What normalises a row: (x - start) * scale.
+VMAMBA_INLINE RowScale moments(const float* row, int64_t inputs, float eps) {
+  const float mean = sum_row(row, inputs, [](auto x) { return x; }) / float(inputs);
+  const float squares = sum_row(row, inputs, [mean](auto x) { return (x - mean) * (x - mean); });
+  return {1 / __builtin_sqrtf(squares / float(inputs) + eps), mean};
 }
 
 // Rows first … first + count - 1 as words, normalised unless eps is negative.
 template <class Kind, class Source>
 void words_of(const Source& source, int64_t first, int64_t count, int64_t inputs, float eps, float* buffer,
               uint32_t* words, int64_t stride, RowScale* scales) {
-  for (int64_t m = 0; m < count; ++m) {
-    const float* row = source(first + m, buffer);
-    float mean = 0, factor = 1;
-    if (eps >= 0) moments(row, inputs, eps, mean, factor);
-    scales[m] = Kind::convert(row, mean, factor, inputs, words + m * stride);
-  }
+  for (int64_t m = 0; m < count; ++m)  // by themselves, so that several rows are under way at once
+    scales[m] = eps >= 0 ? moments(source(first + m, buffer), inputs, eps) : RowScale{};
+  for (int64_t m = 0; m < count; ++m)
+    scales[m] = Kind::convert(source(first + m, buffer), scales[m].start, scales[m].scale, inputs, words + m * stride);
 }
 
 // How rows and panels are divided among threads: whole rows, or where there are few of them also columns.
@@ -88,19 +109,18 @@ struct Division {
     const int64_t highest = round_up(smaller(8 * kTileRows, 1 + kBlockBytes / bytes_of_row), kTileRows);
     blocks = ceil_div(rows, highest);
     groups = 1;
-    if (blocks < 4 * threads) {
-      if (rows >= 2 * kTileRows * threads)
-        blocks = round_up(blocks, threads);
-      else
-        groups = smaller(panels, threads);
-    }
+    if (blocks >= threads || rows >= 2 * kTileRows * threads)
+      blocks = round_up(blocks, threads);
+    else
+      groups = smaller(panels, threads);
     height = ceil_div(rows, blocks < 1 ? 1 : blocks);
     blocks = ceil_div(rows, height < 1 ? 1 : height);
   }
 };
 
-template <class Kind, class Source>
-void linear_of(const Source& source, const PackedLinear& l) {
+// `finish(first, count)` is called for rows of which all columns are there.
+template <class Kind, class Source, class Finish>
+void linear_of(const Source& source, const PackedLinear& l, const Finish& finish) {
   const Panels p = Panels::of(l.layer, Kind{});
   const int64_t stride = word_stride(p.depth);
   const Division d(l.rows, stride * 4, p.count(), l.threads);
@@ -116,12 +136,14 @@ void linear_of(const Source& source, const PackedLinear& l) {
     const Results<float> to{l.y + first * p.outputs, p.outputs, l.residual ? l.residual + first * p.outputs : nullptr,
                             p.outputs, l.gelu};
     multiply<Kind>(words, stride, count, scales, p, panels * group / d.groups, panels * (group + 1) / d.groups, to);
+    if (d.groups == 1) finish(first, count);
   });
+  if (d.groups > 1) finish(0, l.rows);
 }
 
 template <class Kind>
 void linear(const PackedLinear& l) {
-  linear_of<Kind>(MatrixRows{l.x, l.layer.inputs}, l);
+  linear_of<Kind>(MatrixRows{l.x, l.layer.inputs}, l, [](int64_t, int64_t) {});
 }
 
 // y + fc2(gelu(fc1(normalise(y)))), in place. The hidden rows of a block stay in the second-level cache.
@@ -165,34 +187,37 @@ void mlp_in_place(const PackedLayer& fc1, const PackedLayer& fc2, float eps, flo
 
 // LayerNorm and GELU of rows, in place.
 inline void normalise_rows(float* y, int64_t rows, int64_t channels, const float* weight, const float* bias, float eps,
-                           bool gelu, int threads) {
+                           bool gelu) {
   constexpr int64_t block = 16;
-  vmamba::for_each(threads, ceil_div(rows, block), block * channels / 4, 0, [&](int64_t index, void*) {
-    for (int64_t m = index * block; m < smaller(rows, (index + 1) * block); ++m) {
+  for (int64_t first = 0; first < rows; first += block) {
+    const int64_t end = smaller(rows, first + block);
+    RowScale scales[block];
+    for (int64_t m = first; m < end; ++m) scales[m - first] = moments(y + m * channels, channels, eps);
+    for (int64_t m = first; m < end; ++m) {
       float* row = y + m * channels;
-      float mean = 0, factor = 1;
-      if (weight) moments(row, channels, eps, mean, factor);
+      const RowScale of_row = scales[m - first];
       for_groups<float>(round_up(channels, kLanes<float>), [&](auto group, int64_t at) {
-        f32v v[decltype(group)::vectors], scale[decltype(group)::vectors], shift[decltype(group)::vectors];
+        constexpr int M = decltype(group)::vectors;
+        f32v v[M], scale[M], shift[M];
         load_row<float>(v, row + at, channels - at);
-        if (weight) {
-          load_row<float>(scale, weight + at, channels - at);
-          load_row<float>(shift, bias + at, channels - at);
-          for (int j = 0; j < decltype(group)::vectors; ++j) v[j] = fma((v[j] - mean) * factor, scale[j], shift[j]);
-        }
+        load_row<float>(scale, weight + at, channels - at);
+        load_row<float>(shift, bias + at, channels - at);
+        for (int j = 0; j < M; ++j) v[j] = fma((v[j] - of_row.start) * of_row.scale, scale[j], shift[j]);
         if (gelu) gelu_each(v);
         store_row<float>(row + at, v, channels - at);
       });
     }
-  });
+  }
 }
 
 template <class Kind>
 void convolution(const PackedConvolution& c) {
-  const int64_t rows = c.batch * c.out_height() * c.out_width();
-  const bool gelu_at_once = c.gelu && !c.norm_weight;
-  linear_of<Kind>(PatchRows{c}, {c.layer, nullptr, rows, -1, nullptr, c.y, gelu_at_once, c.threads});
-  if (c.norm_weight) normalise_rows(c.y, rows, c.layer.outputs, c.norm_weight, c.norm_bias, c.eps, c.gelu, c.threads);
+  const int64_t rows = c.batch * c.out_height() * c.out_width(), channels = c.layer.outputs;
+  const PackedLinear l{c.layer, nullptr, rows, -1, nullptr, c.y, c.gelu && !c.norm_weight, c.threads};
+  linear_of<Kind>(PatchRows(c), l, [&](int64_t first, int64_t count) {
+    if (c.norm_weight)
+      normalise_rows(c.y + first * channels, count, channels, c.norm_weight, c.norm_bias, c.eps, c.gelu);
+  });
 }
 
 }  // namespace

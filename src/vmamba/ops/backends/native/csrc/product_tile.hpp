@@ -1,7 +1,7 @@
 // Products of a few rows with one panel of columns, and what follows each sum.
 #pragma once
 
-#include "functions.hpp"
+#include "gelu.hpp"
 #include "product_arguments.hpp"
 #include "product_kinds.hpp"
 
@@ -68,11 +68,26 @@ void pack_layer(const PackedLayer& layer, const float* weight, const float* bias
   }
 }
 
+// Memory that finish_tile will need: while the sums are made, it comes closer.
+struct Wanted {
+  const char *y, *residual;
+  int64_t y_stride, residual_stride;
+
+  VMAMBA_INLINE void prefetch(int64_t row) const {
+    for (int at = 0; at < kPanel * int(sizeof(float)); at += 64) {
+      __builtin_prefetch(y + row * y_stride + at, 1);
+      __builtin_prefetch(residual + row * residual_stride + at);
+    }
+  }
+};
+
 // M rows times V vectors of columns, held in registers.
 template <class Kind, int M, int V>
-void sum_tile(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t depth, typename Kind::Sum* sums) {
+void sum_tile(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t depth, const Wanted& wanted,
+              typename Kind::Sum* sums) {
   typename Kind::Sum sum[M][V] = {};
   for (int64_t k = 0; k < depth; ++k) {
+    if (k < M) wanted.prefetch(k);
     u32v words[V];
     for (int v = 0; v < V; ++v) {
       memcpy(&words[v], b + (k * V + v) * kLanes<float>, sizeof(u32v));
@@ -88,11 +103,11 @@ void sum_tile(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t de
 }
 
 template <class Kind, int V>
-void sum_rows(int64_t rows, const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t depth,
+void sum_rows(int64_t rows, const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t depth, const Wanted& wanted,
               typename Kind::Sum* sums) {
-#define VMAMBA_ROWS(M)                                                                      \
-  case M:                                                                                   \
-    if constexpr (M <= kTileRows) return sum_tile<Kind, M, V>(a, a_stride, b, depth, sums); \
+#define VMAMBA_ROWS(M)                                                                              \
+  case M:                                                                                           \
+    if constexpr (M <= kTileRows) return sum_tile<Kind, M, V>(a, a_stride, b, depth, wanted, sums); \
     break;
   switch (rows) {
     VMAMBA_ROWS(1)
@@ -113,26 +128,6 @@ void sum_rows(int64_t rows, const uint32_t* a, int64_t a_stride, const uint32_t*
 #undef VMAMBA_ROWS
 }
 
-// x Φ(x), to 1e-7: Φ(-|x|) is e^(-x²/2) times a polynomial, fitted for a small error of the whole (Lawson's weighting).
-template <int M>
-VMAMBA_INLINE void gelu_each(f32v (&x)[M]) {
-  f32v a[M], power[M], p[M];
-  for (int j = 0; j < M; ++j) a[j] = at_most(splat<f32v>(6.0f), absolute(x[j]));
-  for (int j = 0; j < M; ++j) power[j] = (a[j] * -0.72134752f) * a[j];
-  exp2_each(power);
-  for (int j = 0; j < M; ++j) p[j] = fma(a[j], splat<f32v>(0x1.e77076p-21f), splat<f32v>(-0x1.6effd0p-16f));
-  for (int j = 0; j < M; ++j) p[j] = fma(p[j], a[j], splat<f32v>(0x1.ef44eep-13f));
-  for (int j = 0; j < M; ++j) p[j] = fma(p[j], a[j], splat<f32v>(-0x1.9164eap-10f));
-  for (int j = 0; j < M; ++j) p[j] = fma(p[j], a[j], splat<f32v>(0x1.bd1a7ap-8f));
-  for (int j = 0; j < M; ++j) p[j] = fma(p[j], a[j], splat<f32v>(-0x1.6ffd94p-6f));
-  for (int j = 0; j < M; ++j) p[j] = fma(p[j], a[j], splat<f32v>(0x1.e5ba52p-5f));
-  for (int j = 0; j < M; ++j) p[j] = fma(p[j], a[j], splat<f32v>(-0x1.0d163cp-3f));
-  for (int j = 0; j < M; ++j) p[j] = fma(p[j], a[j], splat<f32v>(0x1.ff0e4ap-3f));
-  for (int j = 0; j < M; ++j) p[j] = fma(p[j], a[j], splat<f32v>(-0x1.9872dep-2f));
-  for (int j = 0; j < M; ++j) p[j] = fma(p[j], a[j], splat<f32v>(0x1.ffff20p-2f));
-  for (int j = 0; j < M; ++j) x[j] = fma(-(a[j] * power[j]), p[j], at_least(splat<f32v>(0.0f), x[j]));
-}
-
 // Where the results of a block of rows go.
 template <class S>
 struct Results {
@@ -141,6 +136,13 @@ struct Results {
   const float* residual;  // null for none
   int64_t residual_stride;
   bool gelu;
+
+  Wanted wanted(int64_t column) const {
+    const char* results = reinterpret_cast<const char*>(y + column);
+    const int64_t bytes = stride * int64_t(sizeof(S));
+    if (!residual) return {results, results, bytes, bytes};
+    return {results, reinterpret_cast<const char*>(residual + column), bytes, residual_stride * int64_t(sizeof(float))};
+  }
 };
 
 VMAMBA_INLINE f32v finish(f32v sum, const Panels& p, int64_t column, const RowScale&) {
@@ -159,14 +161,19 @@ VMAMBA_INLINE void store_columns(S* to, f32v v, int64_t valid) {
   for (int64_t i = 0; i < valid; ++i) to[i] = lanes[i];
 }
 
-template <int V, class Sum, class S>
-void finish_tile(const Sum* sums, int64_t rows, const Panels& p, int64_t column, const RowScale* scales,
+template <class Kind, int V, class S>
+void finish_tile(const typename Kind::Sum* sums, int64_t rows, const Panels& p, int64_t column, const RowScale* scales,
                  const Results<S>& results) {
   constexpr int lanes = kLanes<float>;
   for (int64_t m = 0; m < rows; ++m) {
     f32v y[V];
     for (int v = 0; v < V; ++v) y[v] = finish(sums[m * V + v], p, column + v * lanes, scales[m]);
-    if (results.gelu) gelu_each(y);
+    if (results.gelu) {
+      if constexpr (Kind::kRough)
+        rough_gelu_each(y);
+      else
+        gelu_each(y);
+    }
     for (int v = 0; v < V; ++v) {
       const int64_t at = column + v * lanes, valid = p.outputs - at;
       if (results.residual) y[v] += load_some<float>(results.residual + m * results.residual_stride + at, int(valid));
@@ -189,12 +196,13 @@ void multiply(const uint32_t* a, int64_t a_stride, int64_t rows, const RowScale*
       Results<S> to = results;
       to.y += m * to.stride;
       if (to.residual) to.residual += m * to.residual_stride;
+      const Wanted wanted = to.wanted(column);
       if (whole) {
-        sum_rows<Kind, 2>(some, a + m * a_stride, a_stride, b, p.depth, sums);
-        finish_tile<2>(sums, some, p, column, scales + m, to);
+        sum_rows<Kind, 2>(some, a + m * a_stride, a_stride, b, p.depth, wanted, sums);
+        finish_tile<Kind, 2>(sums, some, p, column, scales + m, to);
       } else {
-        sum_rows<Kind, 1>(some, a + m * a_stride, a_stride, b, p.depth, sums);
-        finish_tile<1>(sums, some, p, column, scales + m, to);
+        sum_rows<Kind, 1>(some, a + m * a_stride, a_stride, b, p.depth, wanted, sums);
+        finish_tile<Kind, 1>(sums, some, p, column, scales + m, to);
       }
     }
   }

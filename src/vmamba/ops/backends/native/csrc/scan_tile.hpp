@@ -28,11 +28,13 @@ struct ScanTile {
   const T* skip;          // (w)
 };
 
-// One state: Δ, decay, recurrence and output of M vectors of channels stay in registers.
-template <Output kind, int M, class T, class S>
+// One state: Δ, decay, recurrence and output of M vectors of channels stay in registers. All channels of a `whole`
+// group exist.
+template <Output kind, bool whole, int M, class T, class S>
 VMAMBA_INLINE void scan_one_state(const ScanTile<T, S>& tile, int64_t at) {
   using V = Vec<T>;
   constexpr int lanes = kLanes<T>;
+  const int64_t valid = whole ? M * lanes : tile.valid - at;
   V h[M], rate[M], skip[M];
   for (int j = 0; j < M; ++j) {
     h[j] = load(tile.state + at + j * lanes);
@@ -45,7 +47,7 @@ VMAMBA_INLINE void scan_one_state(const ScanTile<T, S>& tile, int64_t at) {
     if (tile.softplus) softplus(step);
     for (int j = 0; j < M; ++j) decay[j] = step[j] * rate[j];
     exp2_each(decay);
-    load_row<T>(x, tile.x + tile.offset[t] + at, tile.valid - at);
+    load_row<T>(x, tile.x + tile.offset[t] + at, valid);
     const V b = splat<V>(tile.rows[t][0]), c = splat<V>(tile.rows[t][1]);
     for (int j = 0; j < M; ++j) {
       const V drive = (step[j] * x[j]) * b;
@@ -53,13 +55,13 @@ VMAMBA_INLINE void scan_one_state(const ScanTile<T, S>& tile, int64_t at) {
     }
     if (kind == Output::kNone) continue;
     T* to = tile.y + tile.offset[t] + at;
-    if (kind != Output::kSet) load_row<T>(y, to, tile.valid - at);
+    if (kind != Output::kSet) load_row<T>(y, to, valid);
     for (int j = 0; j < M; ++j) {
       if (kind == Output::kSet) y[j] = skip[j] * x[j];
       if (kind == Output::kVisit) y[j] = fma(skip[j], x[j], y[j]);
       y[j] = fma(c, h[j], y[j]);
     }
-    store_row<T>(to, y, tile.valid - at);
+    store_row<T>(to, y, valid);
   }
   for (int j = 0; j < M; ++j) store(tile.state + at + j * lanes, h[j]);
 }
@@ -121,8 +123,10 @@ template <Output kind, class T, class S>
 inline void scan_tile(const ScanTile<T, S>& tile) {
   for_groups<T>(tile.width, [&](auto group, int64_t at) {
     constexpr int M = decltype(group)::vectors;
-    if (tile.states == 1)
-      scan_one_state<kind, M>(tile, at);
+    if (tile.states == 1 && tile.valid - at >= M * kLanes<T>)
+      scan_one_state<kind, true, M>(tile, at);
+    else if (tile.states == 1)
+      scan_one_state<kind, false, M>(tile, at);
     else
       scan_states<kind, M>(tile, at);
   });

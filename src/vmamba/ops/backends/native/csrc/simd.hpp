@@ -83,13 +83,24 @@ VMAMBA_INLINE V fma(V a, V b, V c) {
 #endif
 }
 
-// max and min that hand a NaN in `x` on.
+// max and min that hand a NaN in `x` on, which is what the instructions of x86 do; compilers make two of the general
+// form.
 template <class V>
 VMAMBA_INLINE V at_least(V bound, V x) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(x[0]) == 4) return (V)_mm512_max_ps((__m512)bound, (__m512)x);
+#elif defined(__FMA__)
+  if constexpr (sizeof(x[0]) == 4) return (V)_mm256_max_ps((__m256)bound, (__m256)x);
+#endif
   return bound > x ? bound : x;
 }
 template <class V>
 VMAMBA_INLINE V at_most(V bound, V x) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(x[0]) == 4) return (V)_mm512_min_ps((__m512)bound, (__m512)x);
+#elif defined(__FMA__)
+  if constexpr (sizeof(x[0]) == 4) return (V)_mm256_min_ps((__m256)bound, (__m256)x);
+#endif
   return bound < x ? bound : x;
 }
 
