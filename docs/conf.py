@@ -12,9 +12,10 @@ author = "the VMamba developers"
 copyright = author
 version = release = importlib.metadata.version("vmamba")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_design"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_design"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
+nb_execution_mode = "off"  # notebooks are shown as they were run; tests/docs runs them again
 default_role = "py:obj"  # `name` in a docstring links to what it names, where there is such a thing
 
 autodoc_typehints = "description"
