@@ -26,6 +26,7 @@ import torch
 import triton
 import triton_report as report
 from machine_code import disassembled, executed, occupancy, resources
+from other_passes import bounds, other_passes
 from paired import RESULTS, environment, write_csv
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -37,11 +38,12 @@ MODEL = "vmamba_tiny_s1l8"
 
 @dataclass(frozen=True)
 class Peak:
-    """Of a GPU: terabytes, and 10¹² lanes of instructions and of special functions, per second."""
+    """Of a GPU, in 10¹² per second: bytes, lanes of instructions and of special functions, operations of products."""
 
     bytes: float
     slots: float
     special: float
+    flops: float
 
     def bound(self, moved: float, slots: float, special: float) -> float:
         """Lower bound in microseconds."""
@@ -49,11 +51,11 @@ class Peak:
 
 
 #: H100 SXM and H200: 132 multiprocessors at 1.755 GHz, each issues 4 × 32 lanes and 16 special functions a clock.
-#: MI300X: 304 compute units at 2.1 GHz, 64 lanes and 16 special functions a clock.
+#: MI300X: 304 compute units at 2.1 GHz, 64 lanes and 16 special functions a clock. Products of bfloat16.
 PEAKS = {
-    "H100": Peak(3.35, 132 * 1.755e9 * 128 / 1e12, 132 * 1.755e9 * 16 / 1e12),
-    "H200": Peak(4.8, 132 * 1.755e9 * 128 / 1e12, 132 * 1.755e9 * 16 / 1e12),
-    "MI300X": Peak(5.3, 304 * 2.1e9 * 64 / 1e12, 304 * 2.1e9 * 16 / 1e12),
+    "H100": Peak(3.35, 132 * 1.755e9 * 128 / 1e12, 132 * 1.755e9 * 16 / 1e12, 989.4),
+    "H200": Peak(4.8, 132 * 1.755e9 * 128 / 1e12, 132 * 1.755e9 * 16 / 1e12, 989.4),
+    "MI300X": Peak(5.3, 304 * 2.1e9 * 64 / 1e12, 304 * 2.1e9 * 16 / 1e12, 1307.4),
 }
 
 
@@ -240,7 +242,28 @@ def table(counted_rows: list[dict[str, Any]], head: dict[str, str], depths: tupl
             whole = {name: sum(row[name] * n for row, n in zip(sums, depths, strict=True)) / 1000 for name in PEAKS}
             cells = ", ".join(f"{name} {value:.2f} ms" for name, value in whole.items())
             lines += ["", f"{run}, of the whole model ({sum(depths)} layers): {cells}."]
+            lines += ["", beside(whole)] if run == "scan" else []
     return "\n".join(lines) + "\n"
+
+
+def beside(scans: dict[str, float]) -> str:
+    """What the scans' bounds, in milliseconds, mean beside all else that a forward pass does."""
+    found = other_passes(MODEL, 224, 128)
+    counts = Counter(each.kind for each in found if each.bytes > 1e6)  # not what computes parameters
+    cells = []
+    for name, peak in PEAKS.items():
+        times = bounds(found, peak.bytes, peak.flops)
+        apart = sum(times.values())
+        fused = apart - times["pointwise"]
+        parts = [f"{100 * scans[name] / (scans[name] + other):.0f} %" for other in (fused, apart)]
+        cells.append(
+            f"{name} {fused:.2f} to {apart:.2f} ms, so that the scans are {parts[0]} to {parts[1]} of the whole"
+        )
+    listed = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+    return (
+        f"Beside them a forward pass has {counts.total()} passes over features ({listed}). In bfloat16, at the same "
+        f"peaks, with the pointwise ones fused into others or each apart: {'; '.join(cells)}."
+    )
 
 
 def main() -> int:
