@@ -42,8 +42,8 @@ def schedule(plan: Plan) -> dict[str, Step]:
     first, large, small = (tuple(shape.label for shape in group) for group in (plan.first, plan.large, plan.small))
     families = list(plan.families.items())
 
-    def ours(names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-        return {name: first if name.startswith("vmamba") else () for name in names}
+    def ours(names: tuple[str, ...], scanned: tuple[str, ...] = first) -> dict[str, tuple[str, ...]]:
+        return {name: scanned if name.startswith("vmamba") else () for name in names}
 
     def with_frozen(names: tuple[str, ...], mode: str) -> tuple[str, ...]:
         return (names[0], names[0] + FROZEN, *names[1:]) if mode == "inference" else names
@@ -62,19 +62,20 @@ def schedule(plan: Plan) -> dict[str, Step]:
     def timed(name: str, labels: tuple[str, ...], after: str) -> Step:
         return Step(name, {label: (label,) for label in labels}, scans.scan, after=after)
 
-    def checked(name: str, labels: tuple[str, ...]) -> Step:
-        return Step(name, dict.fromkeys(labels, ()), scans.correctness, scans.prepare)
+    def checked(name: str, labels: tuple[str, ...], after: str = "") -> Step:
+        return Step(name, dict.fromkeys(labels, ()), scans.correctness, scans.prepare, after=after)
 
     modes = ("inference", "training")
+    every_size = "correctness, large" if large else "correctness"
     steps = [
         Step("graph", {plan.ours: ()}, models.graph),
         checked("correctness", first + small),
         timed("scan", first, "correctness"),
         *(compared(label, with_frozen(names, mode), mode) for label, names in families[:1] for mode in modes),
         Step("convolution", dict.fromkeys(first, ()), convolution.convolution, convolution.prepare),
-        checked("correctness, large", large),
+        checked("correctness, large", large, after="correctness"),
         timed("scan, large", large, "correctness, large"),
-        Step("growth", ours(plan.growth), models.growth, models.prepare_growth, after="correctness"),
+        Step("growth", ours(plan.growth, first + large), models.growth, models.prepare_growth, after=every_size),
         *(compared(label, names, mode) for label, names in families[1:] for mode in modes),
         *(compared("others", (plan.ours, *plan.others), mode) for mode in modes if plan.others),
         *(compared(f"{label} eager", names, mode, compiled=False) for label, names in families[:1] for mode in modes),

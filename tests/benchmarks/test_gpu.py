@@ -188,6 +188,11 @@ def test_the_most_important_comes_first() -> None:
         assert not step.after or names.index(step.after) < names.index(step.name)
 
 
+def test_growth_is_timed_where_the_scans_of_large_images_are_right() -> None:
+    needed = schedule(FULL)["growth"].cases["vmamba_tiny_s1l8"]
+    assert {*needed} == {shape.label for shape in (*FULL.first, *FULL.large)}
+
+
 def values(step: str, case: str, what: str, **more: Any) -> dict[str, Any]:
     return dict.fromkeys(COLUMNS, "") | {"step": step, "case": case, "what": what, "status": "ok"} | more
 

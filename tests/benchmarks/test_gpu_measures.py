@@ -8,7 +8,7 @@ import pytest
 import torch
 from gpu_bench import baseline, convolution, cross, models, scans
 from gpu_bench.context import Context
-from gpu_bench.plan import SMOKE, Shape
+from gpu_bench.plan import FULL, SMOKE, Shape
 from gpu_bench.scans import WrongScanError
 from gpu_bench.steps import schedule
 from paired import Timing
@@ -98,6 +98,22 @@ def test_the_copy_is_of_random_data(rows: list[dict[str, Any]], monkeypatch: pyt
     monkeypatch.setattr(Context, "compare", compare)
     assert scans.copy_speed(context("scan", rows)) == 2 * SMOKE.copied
     assert len(copied[0].unique()) == 256
+
+
+def test_the_caches_are_emptied_by_reading(rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before every timed scan, from a buffer that is larger than the caches of any GPU; the copy has its own."""
+    before: list[Any] = []
+
+    def compare(self: Context, cases: Any, seconds: float, between: Any = None) -> Any:
+        before.append(between)
+        return dict.fromkeys(cases, Timing(1.0, 1.0, 1.0))
+
+    monkeypatch.setattr(Context, "compare", compare)
+    monkeypatch.setattr(Context, "add", lambda self, cases, name, *_, **__: cases.update({name: int}))
+    scans.scan(context("scan", rows))
+    assert before[0] is None
+    assert [(read.__name__, read.__self__.nbytes) for read in before[1:]] == 2 * [("amax", SMOKE.copied // 4)]
+    assert FULL.copied // 4 >= 256 * 2**20
 
 
 def test_a_right_scan_is_right(rows: list[dict[str, Any]]) -> None:
