@@ -26,7 +26,7 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "TRI
         ("tiny, 224², bf16", "stage 1"),
         ("tiny, 224², bf16", "stage 4"),
         ("vanilla tiny, 224², fp32", "stage 3"),  # 16 states
-        ("tiny, 1024², bf16, batch 1", "stage 1"),  # several patches: the segments, forward and backward
+        ("tiny, 1024², bf16, batch 1", "stage 3"),  # several patches: the segments, forward and backward
         ("selective_scan, bf16", "N = 16, 4096 tokens"),
     ],
 )

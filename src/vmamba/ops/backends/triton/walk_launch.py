@@ -47,7 +47,7 @@ def shape_back(x: Tensor, rank: int) -> dict[str, int]:
     There are as many warps as groups of 8 of the rank + 2 entries of a token, so that each adds up one of them. Up to
     64 tokens are one chain, of which nothing must be composed.
     """
-    limit = 128 if rank <= 16 else 32 if rank <= 24 else 8  # with more chains, kernels spill
+    limit = 128 if rank <= 16 else 32 if rank <= 24 else 8  # with more, kernels spill or wait more
     chosen = shape(x, 25 if x.shape[1] * x.shape[2] > 64 else 64, limit, 16)
     split = chosen["CHAINS"] <= 16 and rank + 2 > 8
     if split:
