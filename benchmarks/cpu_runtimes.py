@@ -8,7 +8,7 @@
 Ours eager, compiled, and frozen in float32, bfloat16 and int8; Swin-T, ConvNeXt-T, DeiT-S and MambaOut-T eager,
 compiled, in ONNX Runtime (float32; int8, dynamic, of linear layers) and OpenVINO (float32, bfloat16; int8 would need
 nncf). A section is a process of its own, in which all cases take turns; every case is compared with eager PyTorch
-before it is timed. Sections of inference are joined by the frozen forms, which are in all of them. Rows are saved after
+before it is timed. All sections of inference have frozen forms in common. Rows are saved after
 every section, those of memory and growth one by one; what is in the file is not measured again. Stop other work first;
 report ratios, not absolute times.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import ctypes
 import functools
 import multiprocessing
 import os
@@ -123,7 +124,7 @@ def infer(name: str, section: Section, record: Record, rounds: int) -> None:
     if not rounds:
         return
     timings = alternate(runs, rounds, seconds=section.timing)
-    notes = {case: {"threads": section.threads, "error": f"{found:.1e}"} for case, found in errors.items()}
+    notes = {case: {"threads": section.threads, "error": f"{value:.1e}"} for case, value in errors.items()}
     record.add(*(row(name, case, section.batch, timing, **notes[case]) for case, timing in timings.items()))
 
 
@@ -197,6 +198,7 @@ def _measure_memory(case: Case, batch: int, threads: int, sent: Any) -> None:
     torch.set_num_threads(threads)
     before = resident("VmRSS")
     run = build(case, batch, threads)
+    ctypes.CDLL(None).malloc_trim(0)  # what loading left in the allocator
     loaded = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is that of loading
     for _ in range(3):

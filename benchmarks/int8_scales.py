@@ -45,8 +45,8 @@ def of_token(layer: nn.Module, x: Tensor) -> Range:
 
 def products(model: nn.Module) -> list[Any]:
     """Layers that int8 reaches; the first convolution is float32."""
-    found = (m for m in model.modules() if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1))
-    return list(found)[1:]
+    layers = (m for m in model.modules() if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1))
+    return list(layers)[1:]
 
 
 def simulate(model: nn.Module, ranges: Callable[[nn.Module, Tensor], Range]) -> list[Any]:
@@ -71,11 +71,11 @@ def calibrated(model: nn.Module, images: list[Tensor], outliers: float) -> Calla
         model(image)
     for handle in handles:
         handle.remove()
-    reduce = (
-        (lambda t: (t[:, 0].min(), t[:, 1].max())) if not outliers else (lambda t: (t[:, 0].mean(), t[:, 1].mean()))
-    )
-    found = {layer: reduce(torch.stack(values)) for layer, values in seen.items()}
-    return lambda layer, x: found[layer]
+    ranges = {}
+    for layer, values in seen.items():
+        low, high = torch.stack(values).unbind(1)
+        ranges[layer] = (low.mean(), high.mean()) if outliers else (low.min(), high.max())
+    return lambda layer, x: ranges[layer]
 
 
 @torch.inference_mode()
@@ -97,16 +97,18 @@ def accuracy(checkpoint: Path, folder: Path) -> None:
 
 def speed(rounds: int) -> None:
     """Time of the int8 products of a block, and of the same rows with the fewest columns."""
-    for side, channels, _, _ in STAGES:
-        x = torch.randn(1, side, side, channels)
+    for size, channels, _, _ in STAGES:
+        x = torch.randn(1, size, size, channels)
         for inputs, outputs in ((channels, channels), (channels, 4 * channels), (4 * channels, channels)):
             rows = x.repeat(1, 1, 1, inputs // channels)
             cases = {}
             for columns in (outputs, 16):
                 packed = pack_linear(torch.randn(columns, inputs), None, "int8")
                 cases[str(columns)] = lambda p=packed, c=columns, r=rows: packed_linear(r, p, c, "int8")
-            whole, least = (t.median for t in alternate(cases, rounds, warmup=3).values())
-            print(f"  {side}²: {inputs} → {outputs}: {whole * 1e3:.3f} ms, of which rows at most {least / whole:.0%}")
+            whole, rounding = (t.median for t in alternate(cases, rounds, warmup=3).values())
+            print(
+                f"  {size}²: {inputs} → {outputs}: {whole * 1e3:.3f} ms, of which rows at most {rounding / whole:.0%}"
+            )
 
 
 def main() -> None:

@@ -85,10 +85,10 @@ def error(run: Run, case: Case, batch: int) -> float:
         ValueError: If it is too large: nothing wrong is timed.
     """
     expected = torch.load(_prepared(case.model, batch).with_suffix(".pt"), weights_only=True)
-    found: float = ((torch.as_tensor(run()).float() - expected).norm() / expected.norm()).item()
-    if not found < TOLERANCE[case.precision]:
-        raise ValueError(f"relative error {found:.1e} against eager PyTorch")
-    return found
+    relative: float = ((torch.as_tensor(run()).float() - expected).norm() / expected.norm()).item()
+    if not relative < TOLERANCE[case.precision]:
+        raise ValueError(f"relative error {relative:.1e} against eager PyTorch")
+    return relative
 
 
 def _prepared(name: str, batch: int) -> Path:

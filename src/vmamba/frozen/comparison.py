@@ -93,7 +93,7 @@ def batches(model: nn.Module, images: Images) -> Iterator[Tensor]:
 
 
 def outputs(model: Any, batch: Tensor) -> list[Tensor]:
-    """What a model computes of a batch; of a detector, whose last steps are choices, the maps."""
+    """Results of a model for a batch; of a detector, whose last steps are choices, the maps."""
     result = model.features(batch) if getattr(model, "task", "") == "detection" else model(batch)
     return [result] if isinstance(result, Tensor) else list(result)
 

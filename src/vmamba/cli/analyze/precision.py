@@ -42,11 +42,11 @@ def add_to(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     table, stem = output_files(options, "precision", ".csv", [options.checkpoint])
     model = model_of(options).eval()
-    found = {precision: freeze(model, precision) for precision in options.precision}
+    frozen_models = {precision: freeze(model, precision) for precision in options.precision}
     image = next(batches(model, options.images))
-    comparisons = {precision: compare(model, frozen, options.images) for precision, frozen in found.items()}
+    comparisons = {precision: compare(model, frozen, options.images) for precision, frozen in frozen_models.items()}
     cases = {"eager": step(model, image, training=False)}
-    cases |= {precision: step(frozen, image, training=False) for precision, frozen in found.items()}
+    cases |= {precision: step(frozen, image, training=False) for precision, frozen in frozen_models.items()}
     timings = alternate(cases, max(2, options.rounds), warmup=1)
     times = {name: timing.median * 1e3 for name, timing in timings.items()}
     _print(comparisons, times)
