@@ -8,8 +8,8 @@
 `digits`: `vmamba_pico` on the 1437 digits of scikit-learn without their labels, then probes and fine-tuning on a few
 labels a class, beside raw pixels, the untrained model and training from scratch. `settings`: fine-tuning and training
 from scratch in other ways, measured on 360 other training images, to choose from. `shapes`: UperNet on a tenth of the
-built-in pictures' label maps, after pre-training on all pictures, and from scratch with as many steps in all. A seed is
-one of pre-training, of the labels and of fine-tuning. Give the same command again to go on. Writes
+built-in pictures' label maps, after pre-training on all pictures, and from scratch with as many steps in all, or on
+labels. A seed is one of pre-training, of the labels and of fine-tuning. Give the same command again to go on. Writes
 ``results/pretraining_NAME.csv``.
 """
 
@@ -186,6 +186,7 @@ def shapes(folder: Path, seed: int, method: str, epochs: int) -> Iterator[Row]:
     for what, total, start in (
         ("fine-tuned", SHAPES_EPOCHS, {"checkpoint": str(weights), "model": None}),
         ("from scratch, equal steps", SHAPES_EPOCHS + more, {}),
+        ("from scratch, as many on labels", SHAPES_EPOCHS, {}),
     ):
         output = mine / what.replace(", ", "-").replace(" ", "-")
         common = {"data": str(tenth), "epochs": total, "seed": seed, "validate_every": total}
