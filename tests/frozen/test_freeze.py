@@ -330,7 +330,7 @@ def test_convolution_and_silu_are_one_kernel_on_a_gpu(monkeypatch: pytest.Monkey
     block, x = Block(4).eval().to(device), torch.randn(1, 2, 3, 4, device=device)
     calls: list[int] = []
     original = kernels.depthwise_silu
-    monkeypatch.setattr(operator, "_on_gpu", lambda x: True)
+    monkeypatch.setattr(operator, "on_gpu", lambda x: True)
     monkeypatch.setattr(FrozenBlock, "is_packed", lambda self, x: False)  # nor is it there
     monkeypatch.setattr(kernels, "depthwise_silu", lambda *args: calls.append(1) or original(*args))
     with torch.no_grad():

@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from vmamba.layers.call import call
+from support.golden import relative_error
+from vmamba.layers import SS2D
+from vmamba.layers.call import call, convolve
 
 X = torch.randn(2, 3, 4, 8)
 
@@ -138,3 +142,83 @@ class Calling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return call(self.layer, x)
+
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # there in Triton's interpreter
+
+
+@pytest.fixture
+def fused(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes of the tokens that the fused convolution took, as on a GPU."""
+    kernels = pytest.importorskip("vmamba.ops.backends.triton.depthwise_silu")
+    ran: list[tuple[int, ...]] = []
+    original = kernels.depthwise_silu
+    monkeypatch.setattr(kernels, "depthwise_silu", lambda *args: ran.append(tuple(args[0].shape)) or original(*args))
+    for module in ("vmamba.layers.call", "vmamba.ops.depthwise_silu"):
+        monkeypatch.setattr(importlib.import_module(module), "on_gpu", lambda x: True)
+    return ran
+
+
+def depthwise(channels: int = 6, kernel: int = 3, **options: Any) -> nn.Conv2d:
+    options = {"padding": kernel // 2, "groups": channels, "bias": False} | options
+    return nn.Conv2d(channels, channels, kernel, **options).to(DEVICE)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_convolution_and_silu_are_one_pass_on_a_gpu(bias: bool, fused: list[tuple[int, ...]]) -> None:
+    torch.manual_seed(0)
+    conv, x = depthwise(bias=bias), torch.randn(2, 5, 4, 6, device=DEVICE, requires_grad=True)
+    y = convolve(conv, nn.SiLU(), x)
+    dy, leaves = torch.randn_like(y), (x, *conv.parameters())
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    offset = exact[2] if bias else None
+    truth = F.silu(F.conv2d(exact[0].permute(0, 3, 1, 2), exact[1], offset, padding=1, groups=6)).permute(0, 2, 3, 1)
+    got = [y, *torch.autograd.grad(y, leaves, dy)]
+    for value, true in zip(got, [truth, *torch.autograd.grad(truth, exact, dy.double())], strict=True):
+        assert relative_error(value, true) < 1e-5
+    with torch.no_grad():
+        assert torch.equal(convolve(conv, nn.SiLU(), x), y)
+        with torch.autocast(DEVICE, torch.bfloat16):
+            assert convolve(conv, nn.SiLU(), x).dtype == torch.bfloat16
+    assert fused == [(2, 5, 4, 6)] * 3
+
+
+@pytest.mark.parametrize("gate", [True, False])
+def test_the_layer_trains_by_the_fused_convolution(gate: bool, fused: list[tuple[int, ...]]) -> None:
+    torch.manual_seed(0)
+    layer = SS2D(6, gate=gate, conv_bias=True).to(DEVICE)
+    x, leaves = torch.randn(1, 4, 5, 6, device=DEVICE), list(layer.parameters())
+    got = torch.autograd.grad(layer(x).square().sum(), leaves)
+    assert fused == [(1, 4, 5, 6)]
+    layer.act.register_forward_hook(lambda *_: None)
+    called = torch.autograd.grad(layer(x).square().sum(), leaves)
+    assert len(fused) == 1
+    assert max(relative_error(a, b.double()) for a, b in zip(got, called, strict=True)) < 1e-4
+
+
+@pytest.mark.parametrize("name", [name for name in CHANGES if name != "weight that is no parameter"])
+def test_changed_convolutions_and_activations_are_called(name: str, fused: list[tuple[int, ...]]) -> None:
+    x = torch.randn(2, 3, 4, 6, device=DEVICE)
+    changed = [(depthwise().eval(), nn.SiLU())]
+    CHANGES[name](changed[0][0])
+    if "hook" in name or "forward" in name:
+        changed.append((depthwise(), nn.SiLU()))
+        CHANGES[name](changed[1][1])
+    for conv, act in changed:
+        assert torch.equal(convolve(conv, act, x), act(conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)))
+    assert fused == []
+
+
+def test_other_convolutions_and_activations_are_called(fused: list[tuple[int, ...]]) -> None:
+    x, silu = torch.randn(2, 5, 6, 4, device=DEVICE), nn.SiLU()
+    others = [depthwise(4, 5), depthwise(4, stride=2), depthwise(4, padding=0), depthwise(4, padding=2, dilation=2)]
+    others += [depthwise(4, groups=2), depthwise(4, padding_mode="circular"), depthwise(4, padding="same")]
+    for conv, act in [*((conv, silu) for conv in others), (nn.Identity(), silu), (depthwise(4), nn.GELU())]:
+        assert torch.equal(convolve(conv, act, x), act(conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)))
+    with pytest.raises(RuntimeError, match=r"dtype|type"):
+        convolve(depthwise(4), silu, x.bfloat16())
+    conv = depthwise(4)
+    with FlopCounterMode(display=False) as counter:
+        convolve(conv, silu, x)
+    assert counter.get_total_flops() > 0
+    assert fused == []

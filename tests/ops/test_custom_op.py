@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from vmamba.model.variants import VARIANTS
+
 pytestmark = pytest.mark.slow
 
 pytest.importorskip("triton")
@@ -64,6 +66,9 @@ for device in ("cuda", "cpu"):
             with use_backend("chunked"):
                 trace("chunked", ss2d_scan, image)
             trace("float64", ss2d_scan, [t.double() for t in image])
+        layer = [dy, empty(32, 1, 3, 3), empty(32)]
+        trace(f"{device} convolution", lambda *operands: ops.depthwise_silu(*operands), layer)
+        trace(f"{device} convolution backward", ops.depthwise_silu_backward, [dy, *layer])
         u, A, B = empty(2, 8, 100), empty(8, 4), empty(2, 4, 100)
         trace(f"{device} sequence", lambda u, d, A, B, C: selective_scan(u, d, A, B, C), [u, u, A, B, B])
 """
@@ -74,9 +79,13 @@ cuda backward kernels 1 operators 0
 two states kernels 3 operators 0
 chunked kernels 0 operators 1
 float64 kernels 0 operators 1
+cuda convolution kernels 1 operators 0
+cuda convolution backward kernels 2 operators 0
 cuda sequence kernels 1 operators 0
 cpu forward kernels 0 operators 1
 cpu backward kernels 0 operators 1
+cpu convolution kernels 0 operators 1
+cpu convolution backward kernels 0 operators 1
 cpu sequence kernels 0 operators 1
 """
 
@@ -104,6 +113,35 @@ print(counter.frame_count)
 
 def test_a_model_on_a_gpu_is_one_graph_for_each_backend() -> None:
     assert run(ONE_GRAPH) == "2\n"
+
+
+FUSED = """
+import torch, vmamba
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+def show(graph, _):
+    names = [str(node.target) for node in graph.graph.nodes]
+    print("one graph", *(names.count(f"vmamba.{name}") for name in ("ss2d_scan", "depthwise_silu")))
+    return graph
+
+model = vmamba.create_model("vmamba_nano", device="meta")
+with FakeTensorMode(allow_non_fake_inputs=True):
+    model = model.to_empty(device="cuda")
+    image = torch.empty(2, 3, 64, 64, device="cuda")
+    for training in (True, False):
+        with torch.set_grad_enabled(training):
+            compiled = torch.compile(model.train(training), backend=show, fullgraph=True)
+            print(compiled(image).requires_grad)
+    model.stages[0].blocks[0].ss2d.conv.register_forward_hook(lambda *_: None)
+    torch.compile(model, backend=show)(image)
+"""
+
+
+def test_training_and_inference_on_a_gpu_convolve_in_one_pass() -> None:
+    """Every block's convolution and SiLU are one operator, in one graph; but where somebody looks."""
+    blocks = sum(VARIANTS["vmamba_nano"].config.depths)
+    whole = f"one graph {blocks} {blocks}\n"
+    assert run(FUSED) == f"{whole}True\n{whole}False\none graph {blocks} {blocks - 1}\n"
 
 
 # On the CPU, where the operator stays in the graph: the caches' keys are made in the same way.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vmamba.layers.activation import activation
-from vmamba.layers.call import call
+from vmamba.layers.call import call, convolve
 from vmamba.layers.layout import check_tokens
 from vmamba.layers.out_norm import OUT_NORMS
 from vmamba.layers.scan import INITS, SelectiveScan2d, init_scan, negative_exp
@@ -118,7 +118,10 @@ class SS2D(nn.Module):
         gate = x
         if self.gate_act is not None:
             x, gate = x.chunk(2, dim=-1)
-        x = self.act(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        if torch.jit.is_scripting():
+            x = self.act(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        else:
+            x = convolve(self.conv, self.act, x)
         x = self._cascade(x) if self.pattern == "cascade" else self._scan(x, self.pattern, self._project(x), 0, 4)
         x = self.out_norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) if self.normalises_maps else self.out_norm(x)
         x = self.out_act(x)

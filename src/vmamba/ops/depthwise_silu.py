@@ -29,7 +29,7 @@ def depthwise_silu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         (B, H, W, C) of x's dtype on a GPU; elsewhere what PyTorch's convolution gives.
     """
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript drops this form)
-        if _on_gpu(x):
+        if on_gpu(x):
             if torch.is_autocast_enabled(x.device.type):
                 x = x.to(torch.get_autocast_dtype(x.device.type))
             fused: Tensor = torch.ops.vmamba.depthwise_silu(x, weight, bias)
@@ -37,7 +37,8 @@ def depthwise_silu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.silu(_convolution(x, weight, bias))
 
 
-def _on_gpu(x: Tensor) -> bool:
+def on_gpu(x: Tensor) -> bool:
+    """True if the fused kernel computes this."""
     if x.device.type not in ("cuda", "xpu") or x.dtype == torch.float64 or is_decomposed():
         return False
     return not torch.compiler.is_exporting() and select(x.device).name == "triton"
