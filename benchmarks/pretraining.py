@@ -185,6 +185,7 @@ def shapes(folder: Path, seed: int, method: str, epochs: int) -> Iterator[Row]:
     size = {"crop": SHAPES_SIZE, "image_size": SHAPES_SIZE, "max_size": 4 * SHAPES_SIZE}
     for what, total, start in (
         ("fine-tuned", SHAPES_EPOCHS, {"checkpoint": str(weights), "model": None}),
+        ("fine-tuned, lr 3e-3", SHAPES_EPOCHS, {"checkpoint": str(weights), "model": None, "lr": 3e-3}),
         ("from scratch, equal steps", SHAPES_EPOCHS + more, {}),
         ("from scratch, as many on labels", SHAPES_EPOCHS, {}),
     ):

@@ -129,7 +129,7 @@ def test_mixed_precision(train: Train, tmp_path: Path, method: str) -> None:
 
 
 def test_weights_serve_other_tasks(train: Train, images: Path, tmp_path: Path) -> None:
-    """The backbone alone is written; a classifier starts from it."""
+    """The backbone alone is written; a classifier starts from it, as a linear probe where there are few labels."""
     recipe = settings(tmp_path / "tiny.yaml", "lejepa", epochs=1, warmup_epochs=0)
     assert train(tmp_path / "run", "--recipe", recipe) == 0
     weights = tmp_path / "run" / "weights" / "model.safetensors"
@@ -137,10 +137,12 @@ def test_weights_serve_other_tasks(train: Train, images: Path, tmp_path: Path) -
     assert model.num_classes == 0
     assert (tmp_path / "run" / "curves.png").is_file()
     assert {"effective_rank", "knn", "ema_effective_rank"} <= read_rows(tmp_path / "run" / "epochs.csv")[0].keys()
-    command = ("--recipe", "finetune", "--checkpoint", weights, "--epochs", 1, "--set", "warmup_epochs=0", "lr=0")
-    assert train(tmp_path / "fine", *command, "min_lr=0", "warmup_lr=0", "ema=null", "batch_size=8") == 0
+    command = ("--recipe", "finetune/few_labels", "--checkpoint", weights, "--epochs", 1, "--batch-size", 8)
+    still = ("--set", "warmup_epochs=0", "lr=0", "min_lr=0", "warmup_lr=0", "ema=null")
+    assert train(tmp_path / "fine", *command, *still) == 0
     tuned = model_from_checkpoint(tmp_path / "fine" / "weights" / "model.safetensors")
     assert tuned.num_classes == 4
+    assert float(read_rows(tmp_path / "fine" / "epochs.csv")[-1]["top1"]) > 60  # at a rate of 0, by the probe alone
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, tuned.state_dict()[name]), name
 
