@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vmamba.progress import progress_bar
-from vmamba.terminal import console, printable
+from vmamba.terminal import console, printable, sparkline
 
 
 @pytest.mark.parametrize(
@@ -54,3 +54,12 @@ def test_tables_and_bars_read_no_markup(monkeypatch: pytest.MonkeyPatch) -> None
     (cell,) = list(described.columns[0].cells)
     assert isinstance(cell, Text)
     assert cell.plain == name + r"\n"
+
+
+def test_sparklines() -> None:
+    utf8, ascii_only = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.TextIOWrapper(io.BytesIO(), "ascii")
+    assert sparkline(range(8), utf8) == "▁▂▃▄▅▆▇█"
+    assert sparkline([3, float("nan"), 1, 2], utf8) == "█▁▅"
+    assert sparkline(range(1600), utf8, 16) == sparkline(range(16), utf8)  # means of hundreds
+    assert sparkline([5, 5, 5], utf8) == "▁▁▁"
+    assert sparkline([1], utf8) == sparkline([1, 2], ascii_only) == ""

@@ -18,8 +18,8 @@ from vmamba.checkpoints.info import info_of
 from vmamba.data.images import find_images, read_image
 from vmamba.data.shapes import CLASSES, single_shapes
 from vmamba.errors import MissingPackageError
-from vmamba.plots import figure
 from vmamba.progress import remark
+from vmamba.tasks.classification.pictures import Tile, caption, draw_sheet
 from vmamba.tasks.classification.prediction import Prediction, eval_transform, predict
 from vmamba.training.distributed import Processes
 from vmamba.training.loop import train
@@ -42,12 +42,14 @@ class DemoFiles:
         images: Folder of the held-out digits that it is least sure of.
         picture: Drawing of these, with predictions.
         accuracy: Fraction of the held-out digits that are classified correctly.
+        photograph: A natural image, of which the model knows nothing.
     """
 
     weights: Path
     images: Path
     picture: Path
     accuracy: float
+    photograph: Path
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ def run(output: Path, *, epochs: int = 12, seed: int = 0, device: torch.device |
     remark(f"accuracy on {len(right)} held-out digits: {accuracy:.1%}")
 
     hardest = sorted(predictions, key=lambda p: p.probabilities[0])[:SHOWN]
-    files = DemoFiles(weights, output / "images", output / "predictions.png", accuracy)
+    photograph = write_photograph(output / "flower.png")
+    files = DemoFiles(weights, output / "images", output / "predictions.png", accuracy, photograph)
     files.images.mkdir(exist_ok=True)
     for earlier in files.images.glob("digit_*_is_*.png"):  # and nothing else that may lie there
         earlier.unlink()
@@ -139,24 +142,34 @@ def write_digits(folder: Path) -> Path:
     return folder
 
 
+def write_photograph(path: Path) -> Path:
+    """Write the flower that ships inside scikit-learn, "flower.jpg" by dany13 (CC BY 2.0), cropped to a square.
+
+    Raises:
+        MissingPackageError: If scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_sample_image
+    except ImportError:
+        raise MissingPackageError("scikit-learn", "demo") from None
+    image = Image.fromarray(load_sample_image("flower.jpg"))  # 640×427
+    image.crop((107, 0, 534, 427)).resize((224, 224)).save(path)
+    return path
+
+
 def draw(path: Path, predictions: list[Prediction], accuracy: float) -> None:
     """Draw digits with what they are taken for, mistakes in bold.
 
     Raises:
         MissingPackageError: If matplotlib is not installed.
     """
-    with figure(path, size=(9, 7.2), extra="demo", dpi=120) as picture:
-        title = (
-            f"The {len(predictions)} held-out digits that vmamba_pico is least sure of · {accuracy:.1%} correct overall"
-        )
-        picture.suptitle(title)
-        for axis, prediction in zip(picture.subplots(4, SHOWN // 4).flat, predictions, strict=True):
-            guess, truth = str(prediction.classes[0]), _truth(prediction.path)
-            axis.imshow(read_image(prediction.path))
-            axis.axis("off")
-            verdict = f"{guess}  ({prediction.probabilities[0]:.0%})" + ("" if guess == truth else f"\nis {truth}")
-            weight, colour = ("normal", "black") if guess == truth else ("bold", "#D55E00")
-            axis.set_title(verdict, fontsize=11, color=colour, fontweight=weight)
+    tiles = []
+    for prediction in predictions:
+        guess, truth = str(prediction.classes[0]), _truth(prediction.path)
+        text = caption(guess, prediction.probabilities[0]) + ("" if guess == truth else f"\nis {truth}")
+        tiles.append(Tile(np.asarray(read_image(prediction.path)), text, wrong=guess != truth))
+    title = f"The {len(tiles)} held-out digits that vmamba_pico is least sure of · {accuracy:.1%} correct overall"
+    draw_sheet(path, tiles, title, extra="demo")
 
 
 def _truth(path: Path) -> str:

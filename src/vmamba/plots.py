@@ -46,6 +46,9 @@ def figure(*paths: Path, size: tuple[float, float], extra: str = "analysis", dpi
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # a box stands for the character
         result = Figure(figsize=size, dpi=dpi, layout="constrained")
         yield result
+        for line in (line for axes in result.axes for line in (axes.xaxis, axes.yaxis)):
+            if line.get_scale() == "log":  # whose own labels are mathematics, which is off
+                line.set_major_formatter("{x:g}")
         for path in paths:
             kind = path.suffix.removeprefix(".")
             with atomic_write(path) as file:

@@ -26,6 +26,23 @@ def test_listing(run: Run, weights: Path, images: Path, capsys: pytest.CaptureFi
     assert str(images / "2.png") in out
 
 
+def test_picture(
+    run: Run, fails: Fails, weights: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--checkpoint", weights, "--image-size", 32)
+    assert run("predict", images, *options, "--picture", tmp_path / "sheet.png") == 0
+    capsys.readouterr()
+    with Image.open(tmp_path / "sheet.png") as picture:
+        assert picture.width > picture.height > 100  # three images in a row
+    assert "sheet.png exists" in fails("predict", images, *options, "--picture", tmp_path / "sheet.png")
+    assert run("predict", images, *options, "--picture", tmp_path / "sheet.png", "--overwrite") == 0
+    capsys.readouterr()
+    before = (images / "0.png").read_bytes()
+    assert "0.png" in fails("predict", images / "0.png", *options, "--picture", images / "0.png")
+    assert (images / "0.png").read_bytes() == before
+    assert "must end in .png or .svg" in fails("predict", images, *options, "--picture", tmp_path / "sheet.jpg")
+
+
 def test_json_agrees_with_the_model(run: Run, weights: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     labels = weights.with_name("labels.txt")
     labels.write_text("a\nb\nc\n")

@@ -63,6 +63,11 @@ def test_sizes(images: Path, weights: Path, tmp_path: Path) -> None:
         right = (logits.argmax(1) == truth)[truth == 0].float().mean()
         assert float(recall["blue"]) == pytest.approx(100 * float(right))
     assert (output / "sizes.png").stat().st_size > 5_000
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert f"<td>{float(rows[0]['top1']):.4g}</td>" in page
+    assert "top-1" in page
+    # For both sizes mistakes and confusion, and the sizes beside each other.
+    assert page.count("data:image/png") == 5
 
 
 def test_json(images: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,6 +108,11 @@ def test_two_processes_count_every_image_once(images: Path, weights: Path, tmp_p
     assert float(one["loss"]) == pytest.approx(float(two["loss"]), rel=1e-5)
     for name in ("confusion.csv", "per_class.csv"):
         assert (tmp_path / "one" / name).read_text() == (tmp_path / "two" / name).read_text()
+    mistakes = [
+        {(row["truth"], row["prediction"]) for row in read_all(tmp_path / name / "mistakes.csv")}
+        for name in ("one", "two")
+    ]
+    assert mistakes[0] == mistakes[1]
 
 
 def test_accuracy_by_hand() -> None:

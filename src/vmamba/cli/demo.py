@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vmamba import demo
 from vmamba.cli.arguments import add_device, add_output, device, positive
+from vmamba.progress import remark
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
@@ -15,6 +16,14 @@ if TYPE_CHECKING:
 EXAMPLES = """examples:
   vmamba demo
   vmamba demo --output first_look --epochs 5"""
+
+NEXT = """
+To try next:
+
+  vmamba explore --output site                       the same, token by token, in a browser
+  vmamba train --data photos --model vmamba_pico     your own images, one folder per class
+  vmamba export --checkpoint {weights} --output digits.onnx
+  vmamba --help                                      all commands; each has examples at its end"""
 
 
 def add_to(commands: Commands) -> None:
@@ -30,8 +39,25 @@ def add_to(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     files = demo.run(options.output, epochs=options.epochs, seed=options.seed, device=device(options.device))
-    again = ["predict", str(files.images), "--checkpoint", str(files.weights), "--topk", "2"]
-    print(f"\nThe saved model on these digits, as anyone would run it:\n\n  vmamba {shlex.join(again)}\n")
+    weights = ["--checkpoint", str(files.weights)]
+    sheet = ["--picture", str(options.output / "sheet.png"), "--overwrite"]
+    status = _as_anyone(
+        "The saved model on these digits, as anyone would run it:",
+        ["predict", str(files.images), *weights, "--topk", "2", *sheet],
+    )
+    status = status or _as_anyone(
+        "What its tokens gather on each of the four routes, on a photograph of which it knows nothing:",
+        ["analyze", "attention", str(files.photograph), *weights, "--output", str(options.output / "attention")],
+    )
+    if not status:
+        for line in NEXT.format(weights=shlex.quote(str(files.weights))).splitlines():
+            remark(line)
+    return status
+
+
+def _as_anyone(what: str, command: list[str]) -> int:
+    """Run a command in this process, shown as it would be typed."""
     from vmamba.cli import main  # which imports this module
 
-    return main(again)
+    print(f"\n{what}\n\n  vmamba {shlex.join(command)}\n", flush=True)
+    return main(command)

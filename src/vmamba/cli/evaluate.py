@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,10 @@ from vmamba.cli.printing import print_json
 from vmamba.errors import OptionError
 from vmamba.files import atomic_write, require_file
 from vmamba.frozen import freeze
+from vmamba.results.report import write_report
 from vmamba.tables import write_csv
 from vmamba.tasks import task_class
+from vmamba.tasks.spelling import spelled
 from vmamba.terminal import console, printable
 from vmamba.training.curves import draw_sizes
 from vmamba.training.distributed import Processes, init_distributed
@@ -32,6 +35,20 @@ from vmamba.training.recipe_files import FINETUNE, load_recipe, parse_overrides
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
+
+#: What evaluations write, and what it shows.
+PICTURES = {
+    "sizes.png": "input sizes",
+    "mistakes.png": "the most confident mistakes",
+    "confusion.png": "confusion",
+}
+TABLES = {
+    "mistakes.csv": "the most confident mistakes, by name",
+    "per_class.csv": "class by class",
+    "iou.csv": "class by class",
+    "average_precision.csv": "class by class",
+    "confusion.csv": "confusion, counts",
+}
 
 EXAMPLES = """examples:
   vmamba evaluate --data photos --checkpoint runs/photos/weights/model.safetensors
@@ -81,13 +98,14 @@ def run(options: argparse.Namespace) -> int:
             if options.json:
                 print_json([{name: value if isfinite(value) else None for name, value in row.items()} for row in rows])
             else:
-                _show(rows)
+                _show(_readable(rows))
             write_csv(options.output / "results.csv", rows)
             if len(rows) > 1:
                 metric = task_class(recipe.task).metric.name
                 draw_sizes(rows, metric, options.output / "sizes.png")
+            report = _report(options, rows)
             if not options.json:
-                say(f"wrote {options.output}")
+                say(f"wrote {options.output}; {report} shows it all")
     return 0
 
 
@@ -135,16 +153,42 @@ def _evaluate(
     return model, results
 
 
-def _show(rows: list[dict[str, float]]) -> None:
-    shown = [
-        [f"{v:,.0f}" if float(v).is_integer() and abs(v) >= 1 else f"{v:.4g}" for v in row.values()] for row in rows
-    ]
+def _readable(rows: list[dict[str, float]]) -> list[dict[str, str]]:
+    """Results as people write them."""
+
+    def number(value: float) -> str:
+        return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 1 else f"{value:.4g}"
+
+    return [{spelled(name): number(value) for name, value in row.items()} for row in rows]
+
+
+def _show(rows: list[dict[str, str]]) -> None:
     if len(rows) == 1:  # one number a line, for detection has many
         table = Table("result", "value")
-        for name, value in zip(rows[0], shown[0], strict=True):
+        for name, value in rows[0].items():
             table.add_row(name, value)
     else:
         table = Table(*rows[0])
-        for values in shown:
-            table.add_row(*values)
+        for row in rows:
+            table.add_row(*row.values())
     console().print(table)
+
+
+def _report(options: argparse.Namespace, rows: list[dict[str, float]]) -> Path:
+    """Write ``report.html``: the results, the curves of the run that made the weights, pictures and tables."""
+    sizes = [options.output / str(size) for size in options.image_size or []]
+    folders = [options.output, *(sizes if len(sizes) > 1 else [])]
+    pictures = _named(folders, PICTURES)
+    if options.checkpoint and (curves := Path(options.checkpoint).parent.parent / "curves.png").is_file():
+        pictures = {"training": curves} | pictures
+    title = f"Evaluation of {options.checkpoint or options.model} on {options.data}"
+    return write_report(options.output / "report.html", title, _readable(rows), pictures, _named(folders, TABLES))
+
+
+def _named(folders: list[Path], files: Mapping[str, str]) -> dict[str, Path]:
+    """Those of the files that are there, by what they show."""
+    present: dict[str, Path] = {}
+    for folder in folders:
+        size = "" if folder is folders[0] else f", {folder.name} pixels"
+        present |= {f"{what}{size}": folder / name for name, what in files.items() if (folder / name).is_file()}
+    return present

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,12 +15,14 @@ from vmamba.checkpoints.info import info_of
 from vmamba.cli.arguments import add_device, positive
 from vmamba.cli.exported import add_engine, exported_model
 from vmamba.cli.precision import add_precision, inference_device
-from vmamba.cli.results import Listing, Results, add_work, results_of
-from vmamba.data.decoding import DecodedBatches
-from vmamba.errors import CheckpointError, ImageError, OptionError
+from vmamba.cli.results import Listing, Results, add_work, refuse_inputs, results_of
+from vmamba.data.decoding import Batch, DecodedBatches
+from vmamba.errors import CheckpointError, ImageError, MissingPackageError, OptionError
 from vmamba.files import require_file
 from vmamba.frozen import freeze
 from vmamba.model.backbone import VMamba
+from vmamba.progress import remark
+from vmamba.tasks.classification.pictures import Tile, caption, draw_sheet, reduced, thumbnail
 from vmamba.tasks.classification.prediction import (
     Prediction,
     Transform,
@@ -27,7 +30,9 @@ from vmamba.tasks.classification.prediction import (
     class_names,
     classify,
     eval_transform,
+    evaluation_config,
 )
+from vmamba.terminal import printable
 from vmamba.zoo import create_model, model_from_checkpoint
 
 if TYPE_CHECKING:
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """examples:
   vmamba predict photos --checkpoint runs/finetune/weights/model.safetensors
+  vmamba predict photos --checkpoint model.safetensors --picture sheet.png
   vmamba predict 'photos/*.jpg' --model vmamba_tiny_s1l8 --pretrained --topk 1 --json
   vmamba predict 'shards/*.tar' --checkpoint model.safetensors --output results.parquet --resume
   find / -name '*.jpg' | vmamba predict - --checkpoint model.safetensors --output results.jsonl --shard 0/8"""
@@ -55,6 +61,9 @@ def add_to(commands: Commands) -> None:
         "--image-size", type=positive, metavar="PIXELS", help="of the input (default: the checkpoint's, or 224)"
     )
     parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="default 16")
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE", help=f"a contact sheet, .png or .svg, of the first {SHOWN} images"
+    )
     add_engine(parser, "ray")
     parser.add_argument("--ray-address", metavar="ADDRESS", help="of a Ray cluster (default: one on this machine)")
     parser.add_argument("--ray-actors", type=positive, metavar="N", help="default: one a GPU, or one for every CPU")
@@ -62,6 +71,9 @@ def add_to(commands: Commands) -> None:
     add_precision(parser)
     parser.set_defaults(run=run)
 
+
+#: Images in a contact sheet.
+SHOWN = 48
 
 #: Columns of a row.
 COLUMNS = {
@@ -84,11 +96,55 @@ def run(options: argparse.Namespace) -> int:
             raise OptionError(f"{options.checkpoint}: takes images of any size, resized inside; leave out --image-size")
         options.batch_size = 1  # images differ in size
     names = class_names(model.num_classes, options.labels, info_of(model).class_names)
+    sheet = _ContactSheet(options, model) if options.picture else None
     with results_of(options, listing, COLUMNS, rows="predictions.jsonl") as results:
         batches = decoded(options, listing, results, transform)
-        for prediction in classify(model, batches, topk=options.topk, device=target, on_error=results.fail):
+        seen = sheet.seen(batches) if sheet else batches
+        for prediction in classify(model, seen, topk=options.topk, device=target, on_error=results.fail):
             results.add(_record(prediction, names), _lines(prediction, names))
+            if sheet:
+                sheet.add(prediction, names)
+        if sheet:
+            sheet.write()
     return results.finish(batches.waited)
+
+
+class _ContactSheet:
+    """The first images, as the model sees them, with what they are taken for."""
+
+    def __init__(self, options: argparse.Namespace, model: Any) -> None:
+        path: Path = options.picture
+        if path.suffix not in (".png", ".svg"):
+            raise OptionError(f"{path}: the name of a picture must end in .png or .svg")
+        refuse_inputs(options, [path])
+        if path.exists() and not options.overwrite:
+            raise OptionError(f"{path} exists: --overwrite replaces it")
+        if find_spec("matplotlib") is None:  # before hours of work
+            raise MissingPackageError("matplotlib", "analysis")
+        config = evaluation_config(model, options.image_size)
+        self.path, self._mean, self._std = path, config["mean"], config["std"]
+        self._pixels: list[Any] = []
+        self._tiles: list[Tile] = []
+
+    def seen(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, after a look at the first images."""
+        for batch in batches:
+            for image in () if batch.values is None else batch.values[: SHOWN - len(self._pixels)]:
+                prepared = image.dtype != torch.uint8
+                small = thumbnail(image, self._mean, self._std) if prepared else reduced(image.numpy())
+                self._pixels.append(small)
+            yield batch
+
+    def add(self, prediction: Prediction, names: Sequence[str]) -> None:
+        if len(self._tiles) < len(self._pixels):
+            best = caption(names[prediction.classes[0]], prediction.probabilities[0])
+            text = f"{best}\n{printable(prediction.path.name)[-24:]}"
+            self._tiles.append(Tile(self._pixels[len(self._tiles)], text))
+
+    def write(self) -> None:
+        if self._tiles:
+            draw_sheet(self.path, self._tiles)
+            remark(f"wrote {self.path}")
 
 
 def _on_ray(options: argparse.Namespace, listing: Listing) -> int:
@@ -97,6 +153,8 @@ def _on_ray(options: argparse.Namespace, listing: Listing) -> int:
 
     if options.checkpoint is None or options.device:
         raise OptionError("--engine ray takes --checkpoint FILE at a path that every node sees, and no --device")
+    if options.picture:
+        raise OptionError("--picture is not for --engine ray, whose images are read elsewhere; leave it out")
     require_file(options.checkpoint)
     predictor = {
         "checkpoint": str(options.checkpoint.resolve()),

@@ -10,13 +10,12 @@ from typing import Any
 
 from vmamba.files import atomic_write
 from vmamba.progress import is_quiet
-from vmamba.terminal import escaped_json, printable
+from vmamba.terminal import escaped_json, is_utf8, printable
 
 
 def print_json(value: Any, before: str = "") -> None:
     """Print a value as one line of JSON."""
-    utf8 = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
-    print(before + escaped_json(value, ascii_only=not utf8), flush=True)
+    print(before + escaped_json(value, ascii_only=not is_utf8(sys.stdout)), flush=True)
 
 
 @contextmanager

@@ -233,7 +233,7 @@ def results_of(
         OptionError: If there are results already, another command writes them, or an input would be written over.
     """
     output: Path | None = options.output
-    if output is None and (options.resume or options.overwrite):
+    if output is None and (options.resume or (options.overwrite and not getattr(options, "picture", None))):
         raise OptionError("--resume and --overwrite need --output")
     files_of_rows = (".jsonl", ".parquet", *((".npy",) if VECTOR in columns else ()))
     in_folder = output is not None and output.suffix not in files_of_rows
@@ -245,7 +245,7 @@ def results_of(
     with ExitStack() as stack:
         if path is not None:
             files = [path, *(path.parent / name for name in others if in_folder)]
-            _refuse(options, files)
+            refuse_inputs(options, files)
             if in_folder:
                 path.parent.mkdir(parents=True, exist_ok=True)
             message = f"another command is writing its results into {output}; wait for it, or choose another --output"
@@ -264,7 +264,12 @@ def results_of(
         yield results
 
 
-def _refuse(options: argparse.Namespace, files: Sequence[Path]) -> None:
+def refuse_inputs(options: argparse.Namespace, files: Sequence[Path]) -> None:
+    """Check that no file to be written is an input of a command.
+
+    Raises:
+        OptionError: If one is.
+    """
     inputs = [Path(source) for source in options.images if os.path.isfile(source)]
     for given in (options.checkpoint, getattr(options, "labels", None)):
         inputs += [given, info_path(given)] if given is not None else []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from vmamba.cli.arguments import add_device, device
 from vmamba.files import refuse_overwriting
+from vmamba.tasks.spelling import spelled
 from vmamba.training.distributed import init_distributed, restarted
 from vmamba.training.interruption import Interrupted, StopRequests
 from vmamba.training.log import say
@@ -92,5 +93,5 @@ def _run(options: argparse.Namespace, stop: StopRequests) -> int:
         result = train(recipe, output, processes, resume=resume, stop=stop)
     if processes.first:
         best = "never a number" if result.best is None else f"{result.best:.2f}"
-        say(f"best {result.metric.name}: {best}; wrote {', '.join(map(str, result.files)) or 'nothing new'}")
+        say(f"best {spelled(result.metric.name)}: {best}; wrote {', '.join(map(str, result.files)) or 'nothing new'}")
     return 0

@@ -14,6 +14,7 @@ from vmamba.errors import MissingPackageError, OptionError
 from vmamba.files import atomic_write, lock
 from vmamba.progress import remark
 from vmamba.tasks import task_class
+from vmamba.tasks.spelling import spelled
 from vmamba.training.distributed import Processes
 from vmamba.training.interruption import Interrupted, StopRequests
 from vmamba.training.recipe import Recipe, override
@@ -90,7 +91,8 @@ def _run(options: argparse.Namespace, stop: StopRequests) -> int:
         file.write(final.to_yaml().encode(errors="surrogateescape"))
     remark(f"wrote {', '.join(map(str, [*files, options.output / 'best.yaml']))}")
     if best.number == 0:
-        remark(f"the default is the best of {len(shared.study.trials)} trials: {shared.metric.name} {best.value:.2f}")
+        headline = f"{spelled(shared.metric.name)} {best.value:.2f}"
+        remark(f"the default is the best of {len(shared.study.trials)} trials: {headline}")
         return 0
     message = f"{options.output}: another search is comparing; wait for it"
     with lock(options.output / "locks" / "comparison", message):

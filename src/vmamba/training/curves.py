@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vmamba.errors import MissingPackageError
 from vmamba.plots import COLOURS, figure, remove_frame
+from vmamba.tasks.spelling import spelled
 from vmamba.training.tables import read_table
 
 BLUE, ORANGE, GREEN, PURPLE = COLOURS[:4]
@@ -40,7 +41,7 @@ def draw_curves(folder: Path, metric: str, drawn: Sequence[str] = ()) -> Path | 
                     average = _column(epochs, f"ema_{name}")
                     axis.plot(at_epoch, average, "s--", color=GREEN, ms=3, label="their moving average")
                     axis.legend(frameon=False)
-                axis.set(xlabel="epoch", ylabel=name, title=f"validation {name}")
+                axis.set(xlabel="epoch", ylabel=spelled(name), title=f"validation {spelled(name)}")
             right.plot(at_step, _column(steps, "lr"), color=PURPLE)
             right.set(xlabel="epoch", ylabel="learning rate", title="learning rate")
             for axis in (left, *middle, right):
@@ -64,7 +65,7 @@ def draw_sizes(rows: Sequence[Mapping[str, float]], metric: str, path: Path) -> 
         with figure(path, size=(8, 3.4), extra="train", dpi=130) as picture:
             left, right = picture.subplots(1, 2)
             left.plot(sizes, [row[metric] for row in rows], "o-", color=BLUE)
-            left.set(ylabel=metric, title="the same weights at other input sizes")
+            left.set(ylabel=spelled(metric), title="the same weights at other input sizes")
             right.plot(sizes, [row["images_per_second"] for row in rows], "o-", color=ORANGE)
             right.set(ylabel="images/s, loading included", title="throughput", yscale="log")
             for axis in (left, right):

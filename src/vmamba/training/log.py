@@ -14,9 +14,10 @@ import torch
 from vmamba.data.summary import DataSummary
 from vmamba.files import atomic_write, name_in_errors
 from vmamba.progress import is_quiet, progress_bar, remark
-from vmamba.terminal import console
+from vmamba.tasks.spelling import spelled
+from vmamba.terminal import console, sparkline
 from vmamba.training.curves import draw_curves
-from vmamba.training.tables import Table
+from vmamba.training.tables import Table, read_table
 from vmamba.training.trainer import Trainer
 
 
@@ -64,6 +65,10 @@ class RunLog(SilentLog):
         for table in (self._steps, self._epochs):
             if table.problem is not None:
                 say(table.problem)
+        validated_so_far, _ = read_table(folder / "epochs.csv")
+        metric = trainer.task.metric.name
+        self._headlines = [float(row[metric]) for row in validated_so_far if row.get(metric)]
+        self._losses: list[float] = []
         self._board = TensorBoard(folder / "tensorboard", position.step)
         self._bar = progress_bar("images")
         total = recipe.epochs * trainer.steps_per_epoch * recipe.batch_size
@@ -86,13 +91,15 @@ class RunLog(SilentLog):
         last = position.step_in_epoch == self.trainer.steps_per_epoch
         memory = memory_gb(self.trainer.processes.device)
         self._images += recipe.batch_size
-        text = f"epoch {position.epoch + 1}/{recipe.epochs} loss {losses['loss']:.3f} {memory:.1f} GB"
+        course = sparkline(self._losses, sys.stderr)
+        text = f"epoch {position.epoch + 1}/{recipe.epochs} loss {losses['loss']:.3f} {course} {memory:.1f} GB"
         self._bar.update(self._task, advance=recipe.batch_size, description=text)
         if position.step > 1 and position.step % recipe.log_every and not last:
             return
         elapsed = max(time.perf_counter() - self._start, 1e-9)
         self._rate, self._wait = self._images / elapsed, self._waited / elapsed
         self._restart_clock()
+        self._losses.append(losses["loss"])
         rates = {"images_per_second": self._rate, "data_wait": self._wait, "memory_gb": memory}
         values = {**losses, "lr": self.trainer.lr, **rates}
         epoch = position.epoch + position.step_in_epoch / self.trainer.steps_per_epoch
@@ -104,12 +111,15 @@ class RunLog(SilentLog):
         drawn = [name for name in self.trainer.task.metric.drawn if name in results]
         self._epochs.add({"step": position.step, "epoch": position.epoch, **results})
         self._board.add("validation", results, position.step)
+        self._headlines.append(results[metric])
         headline = f"weights {results[metric]:.2f}"
         if f"ema_{metric}" in results:
             headline += f", average of weights {results[f'ema_{metric}']:.2f}"
-        headline += "".join(f", {name} {results[name]:.1f}" for name in drawn)
+        headline += "".join(f", {spelled(name)} {results[name]:.1f}" for name in drawn)
+        if course := sparkline(self._headlines, sys.stdout):
+            headline += f" {course}"
         rate = f" · {self._rate:,.0f} images/s, {self._wait:.0%} of the time waiting for data" if self._rate else ""
-        say(f"epoch {position.epoch}/{self.trainer.recipe.epochs} · {metric}: {headline}{rate}")
+        say(f"epoch {position.epoch}/{self.trainer.recipe.epochs} · {spelled(metric)}: {headline}{rate}")
 
     def skipped(self, names: Sequence[str]) -> None:
         if len(names) > self._skipped:

@@ -11,6 +11,7 @@ from vmamba.progress import quiet
 from vmamba.tables import read_csv, write_csv
 from vmamba.tasks import task_class
 from vmamba.tasks.protocol import Metric
+from vmamba.tasks.spelling import spelled
 from vmamba.training.distributed import Processes
 from vmamba.training.evaluation import evaluate
 from vmamba.training.interruption import StopRequests
@@ -43,7 +44,7 @@ class Comparison:
         spread = f"{statistics.mean(self.gains):+.2f} ({min(self.gains):+.2f} to {max(self.gains):+.2f})"
         seeds = f"{len(self.gains)} fresh seeds"
         verdict = "better than the default with every seed" if self.better else "no better than the default"
-        return f"{verdict}: {self.metric.name} {winner} beside {default}, gain {spread} over {seeds}"
+        return f"{verdict}: {spelled(self.metric.name)} {winner} beside {default}, gain {spread} over {seeds}"
 
 
 def compare(

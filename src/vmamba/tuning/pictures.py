@@ -8,6 +8,7 @@ from pathlib import Path
 import optuna
 
 from vmamba.plots import COLOURS, figure, remove_frame
+from vmamba.tasks.spelling import spelled
 from vmamba.tuning.study import SharedStudy
 
 #: Trials with a value below which nothing is said about importance.
@@ -30,7 +31,7 @@ def draw_search(shared: SharedStudy, path: Path) -> Path:
         numbers = [trial.number for trial in completed]
         left.plot(numbers, values, "o", ms=4, color=COLOURS[0], label="trial")
         left.plot(numbers, best, "-", color=COLOURS[1], label="best so far")
-        left.set(xlabel="trial (0 is the default)", ylabel=shared.metric.name, title="search")
+        left.set(xlabel="trial (0 is the default)", ylabel=spelled(shared.metric.name), title="search")
         left.legend(frameon=False)
         left.grid(alpha=0.25)
         right.barh(list(matters)[::-1], list(matters.values())[::-1], color=COLOURS[2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -26,7 +27,7 @@ from vmamba.data.loader import IndexedLoader
 from vmamba.data.shard_files import find_shards
 from vmamba.data.shards import ShardLoader, check_label
 from vmamba.data.summary import DataSummary
-from vmamba.errors import CheckpointError, DataError, OptionError
+from vmamba.errors import CheckpointError, DataError, MissingPackageError, OptionError
 from vmamba.files import atomic_write
 from vmamba.settings import Settings
 from vmamba.tasks.classification.accuracy import Accuracy
@@ -34,6 +35,7 @@ from vmamba.tasks.classification.data import ClassificationData
 from vmamba.tasks.classification.distillation import FeatureTap, Teacher, features_loss, logits_loss
 from vmamba.tasks.classification.linear_probe import fit_classifier
 from vmamba.tasks.classification.options import ClassificationOptions
+from vmamba.tasks.classification.pictures import Mistakes, draw_confusion
 from vmamba.tasks.classification.prediction import Transform, evaluation_transform
 from vmamba.tasks.protocol import RGB, Job, Loader, Metric, check_model_options
 from vmamba.zoo import create_model, model_from_checkpoint
@@ -266,11 +268,20 @@ class Classification:
 
     def evaluate(self, model: nn.Module, batches: Iterable[ImageBatch], output: Path | None = None) -> dict[str, float]:
         accuracy = Accuracy(self.num_classes, next(model.parameters()).device)
+        mistakes = Mistakes(self.preprocessing.mean, self.preprocessing.std)
         for batch in batches:
-            accuracy.add(model(batch.images), batch.labels)
+            logits = model(batch.images)
+            accuracy.add(logits, batch.labels)
+            if output is not None:
+                mistakes.add(batch.images, logits, batch.labels, batch.files)
         accuracy.sum_over_processes()
-        if output is not None and self.job.rank == 0:
-            accuracy.write(output, self.labels)
+        if output is not None:
+            mistakes.gather()
+            if self.job.rank == 0:
+                accuracy.write(output, self.labels)
+                with suppress(MissingPackageError):  # without matplotlib there are no pictures
+                    mistakes.write(output, self.labels)
+                    draw_confusion(output / "confusion.png", accuracy.confusion, self.labels)
         return accuracy.results()
 
     def export(self, model: nn.Module, folder: Path, training: Mapping[str, Any]) -> list[Path]:

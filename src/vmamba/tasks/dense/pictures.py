@@ -22,6 +22,8 @@ _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#
 _INCHES, _DPI, _LONGEST = 8.0, 120, 1920
 #: Short side of a picture in inches, for images of extreme shape.
 _SHORTEST = 0.5
+#: Fraction of an image above which a class is its background.
+_BACKGROUND = 0.5
 #: Classes in a legend.
 _LEGEND = 24
 
@@ -71,7 +73,7 @@ def draw_detections(
     for label, mask in zip(detections.labels.tolist(), masks, strict=True):
         inside = np.asarray(Image.fromarray(mask.cpu().numpy()).resize(small.size, Image.Resampling.NEAREST))
         pixels[inside] = 0.5 * pixels[inside] + 0.5 * np.asarray(colour(label), np.float32)
-    with _canvas(path, pixels, image.size) as axis:
+    with _canvas(path, [pixels], image.size) as (axis,):
         text_height = 14 * max(image.size) / (72 * _INCHES)  # in pixels of the image
         numbers = (detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist())
         for (x1, y1, x2, y2), score, label in zip(*numbers, strict=True):
@@ -90,7 +92,9 @@ def draw_detections(
 
 
 def draw_segmentation(path: Path, image: Image.Image, labels: Tensor, classes: Sequence[str]) -> None:
-    """Write the image tinted by class, beside a legend of the classes in it, largest first.
+    """Write the image, the same tinted by class, and a legend of the classes in it, largest first.
+
+    A class that covers more than half of the image is left untinted: what stands before it shows better.
 
     Args:
         path: Of the picture.
@@ -103,13 +107,21 @@ def draw_segmentation(path: Path, image: Image.Image, labels: Tensor, classes: S
     small = _reduced(image)
     shown = np.asarray(Image.fromarray(labels.numpy()).resize(small.size, Image.Resampling.NEAREST))
     palette = np.array([colour(i) for i in range(256)], np.float32)
-    pixels = 0.4 * np.asarray(small, np.float32) / 255 + 0.6 * palette[shown]
+    plain = np.asarray(small, np.float32) / 255
+    fractions = class_fractions(labels)
+    background = fractions[0][0] if fractions[0][1] > _BACKGROUND else None
+    tinted = 0.4 * plain + 0.6 * palette[shown]
+    tinted[shown == background] = plain[shown == background]
     legend = [
-        Patch(color=colour(index), label=f"{printable(classes[index])}  {fraction:.0%}")
-        for index, fraction in class_fractions(labels)[:_LEGEND]
+        Patch(
+            facecolor="none" if index == background else colour(index),
+            edgecolor="#999999" if index == background else colour(index),
+            label=f"{printable(classes[index])}  {fraction:.0%}",
+        )
+        for index, fraction in fractions[:_LEGEND]
     ]
-    with _canvas(path, pixels, image.size, len(legend)) as axis:
-        axis.legend(handles=legend, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
+    with _canvas(path, [plain, tinted], image.size, len(legend)) as axes:
+        axes[-1].legend(handles=legend, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
 
 
 def class_fractions(labels: Tensor) -> list[tuple[int, float]]:
@@ -133,25 +145,29 @@ def _reduced(image: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def _canvas(path: Path, pixels: NDArray[np.floating], size: tuple[int, int], legend: int = 0) -> Iterator[Any]:
-    """An axis that shows an image in the pixels of the original.
+def _canvas(
+    path: Path, pictures: Sequence[NDArray[np.floating]], size: tuple[int, int], legend: int = 0
+) -> Iterator[Any]:
+    """Axes beside each other that show images in the pixels of the original.
 
     Args:
         path: Of the picture.
-        pixels: Float (h, w, 3) from 0 to 1.
+        pictures: Float (h, w, 3) from 0 to 1.
         size: Width and height of the original.
-        legend: Lines of the legend beside it.
+        legend: Lines of the legend beside them.
     """
     width, height = (max(_INCHES * length / max(size), _SHORTEST) for length in size)
     room = (2.2, 0.25 * legend + 0.1) if legend else (0.0, 0.0)
-    with figure(path, size=(width + room[0], max(height, room[1])), extra="dense", dpi=_DPI) as page:
-        axis = page.add_subplot()
+    page_size = (width * len(pictures) + room[0], max(height, room[1]))
+    with figure(path, size=page_size, extra="dense", dpi=_DPI) as page:
+        axes = page.subplots(1, len(pictures), squeeze=False)[0]
         stretched = _INCHES * min(size) / max(size) < _SHORTEST
-        axis.imshow(
-            np.clip(pixels, 0, 1),
-            interpolation="nearest",
-            extent=(0, size[0], size[1], 0),
-            aspect="auto" if stretched else "equal",
-        )
-        axis.set_axis_off()
-        yield axis
+        for axis, pixels in zip(axes, pictures, strict=True):
+            axis.imshow(
+                np.clip(pixels, 0, 1),
+                interpolation="nearest",
+                extent=(0, size[0], size[1], 0),
+                aspect="auto" if stretched else "equal",
+            )
+            axis.set_axis_off()
+        yield axes
