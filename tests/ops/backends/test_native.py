@@ -290,20 +290,22 @@ def test_operands_of_different_storage() -> None:
     assert_close("y", [native.ss2d_scan(SS2DOperands(*operands, "cross"))], [expected], 1e-6)
 
 
+@pytest.mark.parametrize("pattern", ["cross", "columns"])
+@pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("channels", [24, 96, 192])
-def test_threads_do_not_change_results(channels: int) -> None:
-    operands = image_operands((14, 15), channels=channels, states=1, batch=3)
-    sequence = sequence_operands(100, channels=channels, groups=2, states=2, batch=3)
-    dy, du, dlast = (torch.randn(t) for t in (operands[0].shape, sequence[0].shape, (3, channels, 2)))
+def test_threads_do_not_change_results(channels: int, batch: int, pattern: str) -> None:
+    operands = image_operands((14, 15), pattern=pattern, channels=channels, states=2, batch=batch)
+    sequence = sequence_operands(100, channels=channels, groups=2, states=2, batch=batch)
+    dy, du, dlast = (torch.randn(t) for t in (operands[0].shape, sequence[0].shape, (batch, channels, 2)))
     results = []
     before = torch.get_num_threads()
     try:
-        for threads in (1, 2, 3, 1):
+        for threads in (1, 2, 3, 8, 1):
             torch.set_num_threads(threads)
             results.append(
                 [
-                    native.ss2d_scan(SS2DOperands(*operands, "cross")),
-                    *native.ss2d_scan_backward(dy, SS2DOperands(*operands, "cross")),
+                    native.ss2d_scan(SS2DOperands(*operands, pattern)),
+                    *native.ss2d_scan_backward(dy, SS2DOperands(*operands, pattern)),
                     *native.selective_scan(SelectiveScanOperands(*sequence, True)),
                     *native.selective_scan_backward(du, dlast, SelectiveScanOperands(*sequence, True)),
                 ]

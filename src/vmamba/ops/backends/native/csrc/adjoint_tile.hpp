@@ -14,6 +14,7 @@ namespace {
 enum class Gradient {
   kSet,    // dx = skip dy + …, the gradient for skip added to
   kAdd,    // dx += …
+  kPart,   // dx = …, to be added later
   kVisit,  // dx += skip dy + …, the gradient for skip added to
 };
 
@@ -100,6 +101,7 @@ VMAMBA_INLINE void adjoint_of_state(const AdjointTile<T, S>& tile, int64_t n, in
   using V = Vec<T>;
   constexpr int lanes = kLanes<T>;
   const bool first = one || n == 0, last = one || n == tile.states - 1;
+  constexpr bool with_skip = kind == Gradient::kSet || kind == Gradient::kVisit;
   V push[M], A[M], dA[M] = {}, dbias[M] = {}, dskip[M] = {};
   for (int j = 0; j < M; ++j) {
     push[j] = load(tile.push + n * tile.width + at + j * lanes);
@@ -132,18 +134,21 @@ VMAMBA_INLINE void adjoint_of_state(const AdjointTile<T, S>& tile, int64_t n, in
       continue;
     }
     T* to = tile.dx + tile.offset[t] + at;
-    if (kind != Gradient::kSet) load_row<T>(dx, to, tile.valid - at);
+    if (kind == Gradient::kAdd || kind == Gradient::kVisit) load_row<T>(dx, to, tile.valid - at);
     for (int j = 0; j < M; ++j) {
       V dz = fma(weighted[j], x[j], dstep[j]);
       if (tile.softplus) dz = dz * load(tile.slope + row + j * lanes);
       store(tile.dz + row + j * lanes, dz);
       dbias[j] += dz;
-      if (kind != Gradient::kAdd) {
+      if (with_skip) {
         const V skip = load(tile.skip + at + j * lanes);
         dskip[j] = fma(dy[j], x[j], dskip[j]);
         dx[j] = kind == Gradient::kVisit ? fma(skip, dy[j], dx[j]) : skip * dy[j];
       }
-      dx[j] = fma(weighted[j], step[j], dx[j]);
+      if (with_skip)
+        dx[j] = fma(weighted[j], step[j], dx[j]);
+      else  // rounded before it is added: parts that are added later give the same
+        dx[j] = kind == Gradient::kPart ? weighted[j] * step[j] : dx[j] + weighted[j] * step[j];
     }
     store_row<T>(to, dx, tile.valid - at);
   }
@@ -153,7 +158,7 @@ VMAMBA_INLINE void adjoint_of_state(const AdjointTile<T, S>& tile, int64_t n, in
   for (int j = 0; j < M; ++j) store(tile.push + n * tile.width + at + j * lanes, push[j]);
   add(tile.dA + n * tile.width, dA);
   if (last) add(tile.dbias, dbias);
-  if (last && kind != Gradient::kAdd) add(tile.dskip, dskip);
+  if (last && with_skip) add(tile.dskip, dskip);
 }
 
 template <Gradient kind, class T, class S>

@@ -1,5 +1,7 @@
 // The gradients of an image scan. Every task is one image and one block of channels: it owns its columns of dx, and
-// leaves partial sums of what channels (ddbc) or images (parameters) share. These are added in a fixed order.
+// leaves partial sums of what channels (ddbc) or images (parameters) share. These are added in a fixed order. Where
+// there are too few such tasks, every route is one, with a dx of its own; these, too, are added in the order of the
+// routes.
 #pragma once
 
 #include "adjoint_tile.hpp"
@@ -99,7 +101,7 @@ struct RouteBackward {
     run(Product<T>{scratch.step, scan.width, rows, p.weight, scan.width, p.bias, s.rank}, count, scan.width);
   }
 
-  void segment(int64_t begin, bool first_route) {
+  void segment(int64_t begin, Gradient kind) {
     const int64_t length = walk.tile(), end = begin + walk.segment(), width = scan.width;
     const int64_t state_size = s.states * width;
     T* start = scratch.starts;
@@ -119,12 +121,14 @@ struct RouteBackward {
       adjoint.state = start;
       open(at, adjoint.count);
       zero(scratch.sums, 2 * s.states * kTile * kLanes<T>);
-      if (s.order)
+      if (kind == Gradient::kVisit)
         adjoint_tile<Gradient::kVisit>(adjoint);
-      else if (first_route)
+      else if (kind == Gradient::kSet)
         adjoint_tile<Gradient::kSet>(adjoint);
-      else
+      else if (kind == Gradient::kAdd)
         adjoint_tile<Gradient::kAdd>(adjoint);
+      else
+        adjoint_tile<Gradient::kPart>(adjoint);
       close();
     }
   }
@@ -172,19 +176,24 @@ void image_backward(const ImageScan& s, const ImageGradients& g) {
   vmamba::Memory shares(group * blocks * sums.size() * int64_t(sizeof(T)));
   vmamba::Memory totals(blocks * sums.size() * int64_t(sizeof(T)));
   zero(totals.as<T>(), blocks * sums.size());
+  const int64_t tasks = group * blocks, map_of_x = s.tokens() * s.channels;
+  const bool by_route = !s.order && s.routes > 1 && (tasks < s.threads || (tasks % s.threads && tasks < 4 * s.threads));
+  const int64_t split = by_route ? s.routes : 1;                               // tasks of an image and block
+  vmamba::Memory others((split - 1) * group * map_of_x * int64_t(sizeof(T)));  // dx of the routes after the first
 
   for (int64_t from = 0; from < s.batch; from += group) {
     const int64_t images = smaller(group, s.batch - from);
     const int64_t work = 3 * s.length() * s.routes * width * s.states;
-    vmamba::for_each(s.threads, images * blocks, work, scratch_bytes, [&](int64_t index, void* memory) {
+    zero(shares.as<T>(), images * blocks * sums.size());
+    vmamba::for_each(s.threads, images * blocks * split, work / split, scratch_bytes, [&](int64_t task, void* memory) {
+      const int64_t index = task / split, only = task % split;
       const int64_t image = from + index / blocks, block = index % blocks, first = block * width;
       const BackwardScratch<T> scratch(static_cast<T*>(memory), s, width, tiles);
       const int64_t pixels = image * s.tokens() * s.channels + first;
       T* part = blocks > 1 ? parts.as<T>() + index * map : static_cast<T*>(g.ddbc) + image * map;
       T* share = shares.as<T>() + index * sums.size();
-      zero(share, sums.size());
       if (s.order && blocks > 1) zero(part, map);
-      for (int64_t k = 0; k < s.routes; ++k) {
+      for (int64_t k = only; k < (by_route ? only + 1 : s.routes); ++k) {
         const BlockParameters<T> p = parameters(block, k);
         RouteBackward<T, S> route{s,
                                   p,
@@ -199,6 +208,12 @@ void image_backward(const ImageScan& s, const ImageGradients& g) {
                                   {},
                                   {},
                                   {}};
+        const Gradient kind = s.order    ? Gradient::kVisit
+                              : k == 0   ? Gradient::kSet
+                              : by_route ? Gradient::kPart
+                                         : Gradient::kAdd;
+        T* dx = static_cast<T*>(g.dx) + pixels;
+        if (by_route && k > 0) dx = others.as<T>() + ((k - 1) * group + image - from) * map_of_x + first;
         route.scan = {0,
                       width,
                       s.states,
@@ -220,7 +235,7 @@ void image_backward(const ImageScan& s, const ImageGradients& g) {
                          route.state_rows,
                          route.scan.x,
                          static_cast<const S*>(g.dy) + s.first_output(image, k) + first,
-                         static_cast<T*>(g.dx) + pixels,
+                         dx,
                          route.offset,
                          scratch.step,
                          scratch.slope,
@@ -237,12 +252,22 @@ void image_backward(const ImageScan& s, const ImageGradients& g) {
                          sums.A(share, k),
                          sums.bias(share, k),
                          sums.skip(share, k)};
-        for (int64_t begin = 0; begin < s.length(); begin += route.walk.segment()) route.segment(begin, k == 0);
+        for (int64_t begin = 0; begin < s.length(); begin += route.walk.segment()) route.segment(begin, kind);
       }
     });
 
+    constexpr int64_t kPiece = 4096;
+    if (by_route) {
+      const int64_t all = images * map_of_x, pieces = ceil_div(all, kPiece);
+      vmamba::for_each(s.threads, pieces, kPiece / 8, 0, [&](int64_t piece, void*) {
+        T* to = static_cast<T*>(g.dx) + from * map_of_x;
+        for (int64_t k = 0; k < s.routes - 1; ++k) {
+          const T* part = others.as<T>() + k * group * map_of_x;
+          for (int64_t i = piece * kPiece; i < smaller(all, (piece + 1) * kPiece); ++i) to[i] += part[i];
+        }
+      });
+    }
     if (blocks > 1) {
-      constexpr int64_t kPiece = 4096;
       const int64_t pieces = ceil_div(map, kPiece);
       vmamba::for_each(s.threads, images * pieces, kPiece / 8, 0, [&](int64_t index, void*) {
         const int64_t image = index / pieces, at = index % pieces * kPiece, count = smaller(kPiece, map - at);

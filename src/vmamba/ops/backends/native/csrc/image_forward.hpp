@@ -8,26 +8,11 @@
 
 namespace {
 
-// The widest block that still gives every thread as much to do as the others. Channels do not meet in the forward
-// pass, so this choice does not show in the result.
-inline int64_t forward_block(const ImageScan& s) {
-  int64_t best = kUnit, best_cost = -1;
-  for (int64_t width = kUnit; width <= kMaxBlock; width += kUnit) {
-    const int64_t rounds = ceil_div(s.batch * ceil_div(s.channels, width), s.threads);
-    const int64_t cost = rounds * (width + 4);  // 4: what a token costs a block whatever its width
-    if (best_cost < 0 || cost <= best_cost) {
-      best = width;
-      best_cost = cost;
-    }
-  }
-  return best;
-}
-
 template <class T, class S>
 void image_forward(const ImageScan& s, T* y) {
   // More threads than blocks: they share the blocks.
   if (!s.order && s.batch * ceil_div(s.channels, kUnit) < s.threads) return image_forward_chained<T, S>(s, y);
-  const int64_t width = forward_block(s), blocks = ceil_div(s.channels, width);
+  const int64_t width = forward_block(s.batch, s.channels, s.threads), blocks = ceil_div(s.channels, width);
   const ImageParameters<T> parameters(s, width, false);
 
   const int64_t row_buffer = row_buffer_stride<T>(s.row()) * kTile;

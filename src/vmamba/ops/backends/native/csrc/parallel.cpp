@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <exception>
 #include <new>
 #include <thread>
 #include <vector>
@@ -123,7 +124,7 @@ Memory::~Memory() {
 void run_tasks(int threads, int64_t count, int64_t scratch_bytes, void (*call)(const void*, int64_t, void*),
                const void* task) {
   if (threads > count) threads = int(count);
-  // Memory is taken here, not on the team's threads, where an exception could not be caught.
+  // Memory is taken here, at once for the whole team.
   constexpr int64_t kPage = 4096;
   const int64_t stride = (scratch_bytes + kPage - 1) / kPage * kPage + 64;  // not all at the same cache sets
   Memory scratch(stride * (threads < 1 ? 1 : threads));
@@ -134,6 +135,8 @@ void run_tasks(int threads, int64_t count, int64_t scratch_bytes, void (*call)(c
     char* scratch;
     void (*call)(const void*, int64_t, void*);
     const void* task;
+    std::atomic<bool> failed{false};
+    std::exception_ptr failure;
   } team;
   team.count = count;
   team.stride = stride;
@@ -145,9 +148,14 @@ void run_tasks(int threads, int64_t count, int64_t scratch_bytes, void (*call)(c
       [](void* context) {
         Team& t = *static_cast<Team*>(context);
         void* mine = t.scratch + t.stride * t.member.fetch_add(1);
-        for (int64_t i; (i = t.next.fetch_add(1)) < t.count;) t.call(t.task, i, mine);
+        try {
+          for (int64_t i; (i = t.next.fetch_add(1)) < t.count;) t.call(t.task, i, mine);
+        } catch (...) {  // no memory for a task inside the task
+          if (!t.failed.exchange(true)) t.failure = std::current_exception();
+        }
       },
       &team);
+  if (team.failure) std::rethrow_exception(team.failure);
 }
 
 }  // namespace vmamba

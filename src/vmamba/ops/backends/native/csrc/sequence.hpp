@@ -133,7 +133,7 @@ struct SequenceTask {
 
 template <class T, class S>
 void sequence_forward(const SequenceScan& s, T* y, T* last) {
-  const SequenceBlocks blocks(s, smaller(kMaxBlock, round_up(s.channels / s.groups, kUnit)));
+  const SequenceBlocks blocks(s, forward_block(s.batch * s.groups, s.channels / s.groups, s.threads));
   const int64_t bytes = SequenceScratch<T>(nullptr, s, blocks.width, false).elements * int64_t(sizeof(T));
   const int64_t work = s.length * blocks.width * s.states;
   vmamba::for_each(s.threads, s.batch * blocks.count, work, bytes, [&](int64_t index, void* memory) {

@@ -17,6 +17,21 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// Channels of a block of a forward pass over `lines` times `channels`: the widest that still gives every thread as much
+// to do as the others. Channels do not meet in that pass, so this choice does not show in the result.
+inline int64_t forward_block(int64_t lines, int64_t channels, int threads) {
+  int64_t best = kUnit, best_cost = -1;
+  for (int64_t width = kUnit; width <= kMaxBlock; width += kUnit) {
+    const int64_t rounds = ceil_div(lines * ceil_div(channels, width), threads);
+    const int64_t cost = rounds * (width + 4);  // 4: what a token costs a block whatever its width
+    if (best_cost < 0 || cost <= best_cost) {
+      best = width;
+      best_cost = cost;
+    }
+  }
+  return best;
+}
+
 // Calls body(group, at) for groups of vectors that make up `width` channels from channel `at` on.
 template <int M>
 struct Group {
