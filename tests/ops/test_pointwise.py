@@ -36,6 +36,24 @@ def test_gradients(operands: tuple[Tensor, Tensor, Tensor]) -> None:
         torch.testing.assert_close(got, truth, rtol=1e-4, atol=1e-5)
 
 
+def test_gradients_of_gradients(operands: tuple[Tensor, Tensor, Tensor]) -> None:
+    leaves = [t.requires_grad_() for t in operands]
+
+    def second(linear: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        first = torch.autograd.grad(linear(*leaves).sin().sum(), leaves, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+
+    for got, truth in zip(second(pointwise), second(F.linear), strict=True):
+        torch.testing.assert_close(got, truth, rtol=1e-3, atol=1e-3)
+
+
+def test_frozen_weights_have_no_gradient(operands: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, bias = operands
+    y = pointwise(x.requires_grad_(), weight, bias)
+    (got,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(got, weight.sum(0).expand_as(x), rtol=1e-4, atol=1e-5)
+
+
 def test_strided_tokens() -> None:
     x, weight = torch.randn(2, 8, 5, 3).permute(0, 2, 3, 1), torch.randn(6, 8)
     for grad in (True, False):

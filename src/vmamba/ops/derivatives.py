@@ -72,23 +72,35 @@ def register_derivatives(
     replace_autograd_kernel(_library, operator._name, kernel)
 
 
-def register_plain_derivatives(name: str, plain: Callable[..., Any]) -> None:
-    """Leave all derivatives of an operator that has no gradient of its own to `plain`.
+def register_plain_derivatives(
+    name: str,
+    plain: Callable[..., Any],
+    reverse: tuple[Callable[..., None], Callable[..., tuple[Any, ...]]] | None = None,
+) -> None:
+    """Leave the derivatives of an operator without kernels for them to `plain`.
 
     Args:
         name: Within ``torch.ops.vmamba``.
         plain: The same results from the same operands, in operations of PyTorch.
+        reverse: ``setup_context`` and ``backward`` as for ``torch.library.register_autograd``, differentiable
+            themselves, for reverse mode; by default `plain`, too.
     """
     if not HAS_AUTOGRAD_KERNELS:
+        if reverse is not None:
+            torch.library.register_autograd(f"vmamba::{name}", reverse[1], setup_context=reverse[0])
         return
-    below = below_autograd(getattr(torch.ops.vmamba, name).default)
+    op = getattr(torch.ops.vmamba, name).default
+    below = below_autograd(op)
+    reverse_mode = None if reverse is None else autograd_kernel(op, *reverse)
 
     def kernel(keyset: Any, *operands: Any) -> Any:
         leaves = chain.from_iterable(o if isinstance(o, list | tuple) else [o] for o in operands)
         tensors = [t for t in leaves if isinstance(t, Tensor)]
-        if has_tangent(*tensors) or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+        if has_tangent(*tensors):
             return plain(*operands)
-        return below(keyset, operands)
+        if not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+            return below(keyset, operands)
+        return plain(*operands) if reverse_mode is None else reverse_mode(keyset, *operands)
 
     replace_autograd_kernel(_library, name, kernel)
 

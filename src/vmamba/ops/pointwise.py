@@ -47,12 +47,9 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         (B, H, W, C').
     """
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript drops this form)
-        if for_onednn(x):
-            if without_gradient():
-                linear: Tensor = torch.ops.vmamba.onednn_linear(x, weight, bias)
-                return linear
-            # oneDNN's linear operator has no gradient; as a convolution it only rearranges the weights once more.
-            return F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
+        if for_onednn(x) and HAS_ONEDNN_LINEAR and not torch.is_autocast_enabled("cpu"):
+            linear: Tensor = torch.ops.vmamba.onednn_linear(x, weight, bias)
+            return linear
     return F.linear(x, weight, bias)
 
 
@@ -202,7 +199,22 @@ def _(
     return x.new_empty((*x.shape[:-1], weights[-1].shape[0]))
 
 
-register_plain_derivatives("onednn_linear", F.linear)
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _linear_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    of_x, of_weight, of_bias = ctx.needs_input_grad[-3:]
+    rows = gradient.flatten(0, -2)
+    return (
+        torch.ops.vmamba.onednn_linear(gradient, weight.t(), None) if of_x else None,
+        rows.t() @ x.flatten(0, -2) if of_weight else None,  # few rows of long sums: MKL is as fast there
+        rows.sum(0) if of_bias else None,
+    )
+
+
+register_plain_derivatives("onednn_linear", F.linear, (_keep, _linear_backward))
 register_plain_derivatives("onednn_branch", partial(_branch, F.linear))
 torch.library.register_vmap("vmamba::onednn_linear", all_at_once(torch.ops.vmamba.onednn_linear, [0]))
 torch.library.register_vmap("vmamba::onednn_branch", all_at_once(torch.ops.vmamba.onednn_branch, [0, 6]))
