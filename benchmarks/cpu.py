@@ -267,7 +267,7 @@ def measure(name: str, size: int, threads: int) -> None:
     ctypes.CDLL(None).malloc_trim(0)  # what loading left in the allocator would hide a part
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = peak_memory()
-    timing = alternate({name: inference(model, x)}, rounds=5 if size < 1500 else 3, warmup=1)[name]
+    timing = alternate({name: inference(model, x)}, rounds=5 if size < 1500 else 2 + (size < 3000), warmup=1)[name]
     print(timing.median, timing.low, timing.high, peak_memory() - before)
 
 

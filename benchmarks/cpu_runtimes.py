@@ -84,7 +84,7 @@ SECTIONS = {
     "others, batch 8": Section("inference", _OTHERS, 8, 2, 50, 170),
     "1 thread, batch 1": Section("inference", _OURS + _PEERS, 1, 1, 25, 60),
     "1 thread, batch 8": Section("inference", _OURS + _PEERS, 8, 1, 50, 120),
-    "growth": Section("growth", [], 1, 2, 0, 150),
+    "growth": Section("growth", [], 1, 2, 0, 170),
     "training": Section("training", cases(ours=["eager"], swin=["eager"], convnext=["eager"]), 8, 2, 30, 60),
     "training, compiled": Section("training", cases(ours=EAGER, swin=EAGER, convnext=EAGER), 8, 2, 40, 300),
     "memory, batch 1": Section("memory", _OURS + _PEERS, 1, 2, 0, 60),
