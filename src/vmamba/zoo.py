@@ -105,7 +105,12 @@ for _name in VARIANTS:
 
 
 def list_models(*, relatives: bool = False) -> list[str]:
-    """Names of the registered models, the authors' first; with `relatives`, those of `vmamba.relatives` at the end."""
+    """Names of the registered models, the authors' first; with `relatives`, those of `vmamba.relatives` at the end.
+
+    Example:
+        >>> list_models()[:3]
+        ['vanilla_vmamba_tiny', 'vanilla_vmamba_small', 'vanilla_vmamba_base']
+    """
     return [*VARIANTS, *RELATIVES] if relatives else list(VARIANTS)
 
 
@@ -144,6 +149,15 @@ def create_model(
         TypeError: For an option that nobody takes.
         CheckpointError: If the checkpoint cannot be read or does not fit.
         DownloadError: If the weights cannot be fetched.
+
+    Example:
+        >>> import torch
+        >>> model = create_model("vmamba_pico", num_classes=10)
+        >>> model(torch.rand(1, 3, 64, 96)).shape
+        torch.Size([1, 10])
+        >>> backbone = create_model("vmamba_pico", features_only=True, out_indices=(1, 2, 3))
+        >>> [tuple(m.shape) for m in backbone(torch.rand(1, 3, 64, 96))]
+        [(1, 48, 8, 12), (1, 96, 4, 6), (1, 192, 2, 3)]
     """
     if name not in RELATIVES:
         architecture_of(name)

@@ -129,6 +129,15 @@ def attention_rows(
 
     Returns:
         (K, H, W) in the order of the routes.
+
+    Example:
+        >>> import vmamba
+        >>> model = vmamba.create_model("vmamba_pico").eval()
+        >>> scans = block_scans(model, "stages.0.blocks.0", torch.rand(1, 3, 32, 32))
+        >>> rows = attention_rows(scans, (3, 4), normalised=True, magnitude=True)
+        >>> rows.shape  # four routes, 8×8 tokens
+        torch.Size([4, 8, 8])
+        >>> torch.testing.assert_close(rows.sum((1, 2)), torch.ones(4))
     """
     rows = torch.stack([scan.row(query, kind, magnitude=magnitude) for scan in scans])
     if normalised:

@@ -50,6 +50,7 @@ class LayerCost:
 
     @property
     def total_macs(self) -> int:
+        """Multiply-adds of all kinds."""
         return sum(self.macs.values())
 
 
@@ -69,6 +70,12 @@ def cost(model: nn.Module, image_size: tuple[int, int] = (224, 224), in_chans: i
 
     Raises:
         OptionError: If the model cannot take such an image.
+
+    Example:
+        >>> import vmamba
+        >>> whole, *layers = cost(vmamba.create_model("vmamba_tiny_s1l8"))
+        >>> f"{whole.parameters / 1e6:.1f} M parameters, {whole.total_macs / 1e9:.1f} G multiply-adds"
+        '30.2 M parameters, 4.9 G multiply-adds'
     """
     image = torch.zeros(1, in_chans, *image_size, device="meta", dtype=next(model.parameters()).dtype)
     tensors = {name: t.to("meta") for name, t in chain(model.named_parameters(), model.named_buffers())}

@@ -47,6 +47,7 @@ class StepResult:
 
     @property
     def images_per_second(self) -> float:
+        """By the median."""
         return self.batch / self.timing.median
 
 

@@ -72,6 +72,7 @@ class Speed:
 
     @property
     def images_per_second(self) -> float:
+        """By the median."""
         return self.batch / self.timing.median
 
 

@@ -60,6 +60,13 @@ def freeze(model: M, precision: str = "float32", *, images: Images | None = None
         ImageError: If the images cannot be read.
         FrozenError: If a layer has a hook, a replaced ``forward`` or a parametrization, which would be lost, or if the
             model is not one for that precision.
+
+    Example:
+        >>> import torch
+        >>> import vmamba
+        >>> model = vmamba.create_model("vmamba_pico").eval()
+        >>> image = torch.rand(1, 3, 64, 64)
+        >>> torch.testing.assert_close(vmamba.freeze(model)(image), model(image))
     """
     if precision not in PRECISIONS:
         raise OptionError(f"freeze: unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")

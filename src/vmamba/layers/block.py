@@ -27,6 +27,11 @@ class Block(nn.Module):
 
     Raises:
         ValueError: For an impossible option, or, when called, for another layout than (B, H, W, dim).
+
+    Example:
+        >>> import torch
+        >>> Block(64, d_state=4)(torch.randn(2, 14, 20, 64)).shape
+        torch.Size([2, 14, 20, 64])
     """
 
     def __init__(

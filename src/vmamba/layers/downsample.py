@@ -19,6 +19,11 @@ class ConvDownsample(nn.Module):
         kernel_size: 2 or 3.
         device: Where to create the parameters.
         dtype: Their dtype.
+
+    Example:
+        >>> import torch
+        >>> ConvDownsample(64, 128)(torch.randn(2, 14, 20, 64)).shape
+        torch.Size([2, 7, 10, 128])
     """
 
     def __init__(
@@ -53,6 +58,11 @@ class PatchMerging(nn.Module):
         out_dim: Channels of the result; twice `dim` by default.
         device: Where to create the parameters.
         dtype: Their dtype.
+
+    Example:
+        >>> import torch
+        >>> PatchMerging(64)(torch.randn(2, 14, 20, 64)).shape
+        torch.Size([2, 7, 10, 128])
     """
 
     def __init__(

@@ -19,6 +19,10 @@ class Mlp(nn.Module):
         act: ``"gelu"``, ``"silu"``, ``"relu"`` or ``"sigmoid"``.
         device: Where to create the parameters.
         dtype: Their dtype.
+
+    Example:
+        >>> Mlp(64, 256)(torch.randn(2, 14, 20, 64)).shape
+        torch.Size([2, 14, 20, 64])
     """
 
     def __init__(

@@ -50,6 +50,10 @@ class SS2D(nn.Module):
 
     Raises:
         ValueError: For an impossible option, or, when called, for another layout than (B, H, W, dim).
+
+    Example:
+        >>> SS2D(64)(torch.randn(2, 14, 20, 64)).shape
+        torch.Size([2, 14, 20, 64])
     """
 
     def __init__(

@@ -18,6 +18,11 @@ class Stem(nn.Module):
         norm: LayerNorm after each convolution.
         device: Where to create the parameters.
         dtype: Their dtype.
+
+    Example:
+        >>> import torch
+        >>> Stem(3, 64)(torch.randn(2, 3, 56, 80)).shape
+        torch.Size([2, 14, 20, 64])
     """
 
     def __init__(

@@ -21,6 +21,11 @@ class PatchExpand(nn.Module):
         scale: Multiple of the resolution.
         device: Where to create the parameters.
         dtype: Their dtype.
+
+    Example:
+        >>> import torch
+        >>> PatchExpand(64, 32)(torch.randn(2, 7, 10, 64)).shape
+        torch.Size([2, 14, 20, 32])
     """
 
     def __init__(

@@ -81,6 +81,12 @@ class VMambaConfig:
 
     Raises:
         OptionError: For impossible values, in one line.
+
+    Example:
+        >>> from vmamba import VMamba
+        >>> config = VMambaConfig(dims=(16, 32), depths=(1, 1), num_classes=5)
+        >>> sum(p.numel() for p in VMamba(config).parameters()) < 100_000
+        True
     """
 
     in_chans: int = 3

@@ -63,6 +63,15 @@ def scan_routes(
         TypeError: For an operand that is not a floating-point tensor, or an order that is not one of integers.
         ValueError: For shapes that do not fit, another `reduce`, operands on different devices, or indices outside of
             the image (on a CPU; on other devices they are PyTorch's to notice).
+
+    Example:
+        >>> from vmamba.ops import orders
+        >>> order = orders.hilbert(8, 8)[None]  # (1, 64)
+        >>> x, dbc = torch.randn(1, 8, 8, 16), torch.randn(1, 8, 8, 1, 1 + 2 * 2)  # R = 1, N = 2
+        >>> dt_weight, A = torch.randn(1, 16, 1), -torch.rand(1, 16, 2)
+        >>> D, dt_bias = torch.ones(1, 16), torch.zeros(1, 16)
+        >>> scan_routes(x, dbc, dt_weight, A, D, dt_bias, order).shape
+        torch.Size([1, 8, 8, 16])
     """
     if reduce not in ("sum", None):
         raise ValueError(f"scan_routes: reduce must be 'sum' or None, got {reduce!r}")

@@ -64,6 +64,12 @@ def selective_scan(
     Raises:
         TypeError: For an operand that is not a real floating-point tensor.
         ValueError: For shapes that do not fit, or operands on different devices.
+
+    Example:
+        >>> u, delta = torch.randn(2, 8, 100), torch.rand(2, 8, 100)
+        >>> A, B, C = -torch.rand(8, 4), torch.randn(2, 4, 100), torch.randn(2, 4, 100)
+        >>> selective_scan(u, delta, A, B, C, delta_softplus=True).shape
+        torch.Size([2, 8, 100])
     """
     if isinstance(delta_bias, bool):  # (…, D, delta_bias, delta_softplus[, nrows])
         delta_softplus = delta_bias

@@ -54,6 +54,12 @@ def ss2d_scan(
     Raises:
         TypeError: For an operand that is not a floating-point tensor.
         ValueError: For an unknown pattern, shapes that do not fit, or operands on different devices.
+
+    Example:
+        >>> x, dbc = torch.randn(1, 14, 14, 16), torch.randn(1, 14, 14, 4, 1 + 2 * 2)  # R = 1, N = 2
+        >>> y = ss2d_scan(x, dbc, torch.randn(4, 16, 1), -torch.rand(4, 16, 2), torch.ones(4, 16), torch.zeros(4, 16))
+        >>> y.shape
+        torch.Size([1, 14, 14, 16])
     """
     if not torch.jit.is_scripting():
         if is_decomposed():

@@ -180,6 +180,13 @@ def use_backend(name: str) -> Iterator[None]:
 
     Raises:
         OptionError: If there is no such backend, or it cannot run here.
+
+    Example:
+        >>> import vmamba
+        >>> model, image = vmamba.create_model("vmamba_pico").eval(), torch.rand(1, 3, 32, 32)
+        >>> with use_backend("reference"):  # the definition
+        ...     truth = model(image)
+        >>> torch.testing.assert_close(model(image), truth)
     """
     global _requested
     choice = _named(name)
