@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
+from pathlib import Path
 
 from sphinx.application import Sphinx
 
 project = "VMamba"
 author = "the VMamba developers"
 copyright = author
-version = release = importlib.metadata.version("vmamba")
+pyproject = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+version = release = re.findall(r'^version = "(.+)"', pyproject, flags=re.MULTILINE)[0]
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_design"]
 myst_enable_extensions = ["colon_fence"]
