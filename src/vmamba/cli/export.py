@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vmamba.checkpoints.info import info_of
 from vmamba.cli.any_task import add_model, model_of
 from vmamba.cli.arguments import positive
+from vmamba.cli.printing import print_json
 from vmamba.data.images import find_images, read_image
 from vmamba.export import FORMATS, PRECISIONS, export
 from vmamba.files import refuse_overwriting
@@ -58,6 +59,7 @@ def add_to(commands: Commands) -> None:
         help="of a classifier: the file resizes, crops and normalises its images itself; they are uint8 (B, H, W, 3)",
     )
     parser.add_argument("--inline", action="store_true", help="standard operators alone, no functions")
+    parser.add_argument("--json", action="store_true", help="print what was written as a JSON object")
     parser.set_defaults(run=run)
 
 
@@ -79,6 +81,11 @@ def run(options: argparse.Namespace) -> int:
         with_preprocessing=options.with_preprocessing,
         calibration=calibration,
     )
+    if options.json:
+        print_json(
+            {"file": str(exported.path), "nodes": exported.nodes, "error": exported.error, "shapes": exported.shapes}
+        )
+        return 0
     remark(
         f"wrote {exported.path}: {exported.nodes} nodes, "
         f"within {exported.error:.1e} of PyTorch "

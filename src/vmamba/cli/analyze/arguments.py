@@ -14,6 +14,7 @@ from vmamba.analysis.attention import ss2d_layers
 from vmamba.analysis.models import load_model
 from vmamba.analysis.throughput import Speed
 from vmamba.cli.arguments import add_device, positive
+from vmamba.cli.printing import print_json
 from vmamba.files import refuse_overwriting
 from vmamba.progress import remark
 from vmamba.tables import Row
@@ -133,7 +134,7 @@ def speed_row(speed: Speed, memory: int | None) -> Row:
     }
 
 
-def print_speeds(rows: Sequence[Row]) -> None:
+def print_speeds(rows: Sequence[Row], *, as_json: bool) -> None:
     table = Table("model", "mode", "image", "batch", "images/s", "ms (quartiles; slowest)", "peak memory, MiB")
     for i, row in enumerate(rows):
         after = rows[i + 1] if i + 1 < len(rows) else row
@@ -147,7 +148,10 @@ def print_speeds(rows: Sequence[Row]) -> None:
             str(row["peak_memory_mib"]),
             end_section=(row["mode"], row["height"]) != (after["mode"], after["height"]),
         )
-    console().print(table)
+    if as_json:
+        print_json(rows)
+    else:
+        console().print(table)
     remark_on_spread([(str(row["model"]), float(str(row["ms_slowest"])) / float(str(row["ms"]))) for row in rows])
 
 

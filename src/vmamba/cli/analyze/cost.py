@@ -12,7 +12,8 @@ from vmamba.analysis import draw
 from vmamba.analysis.cost import KINDS, LayerCost, cost
 from vmamba.analysis.models import load_model
 from vmamba.cli.analyze.arguments import add_image_size, output_files, report
-from vmamba.cli.arguments import add_output
+from vmamba.cli.arguments import add_json, add_output
+from vmamba.cli.printing import print_json
 from vmamba.progress import progress_bar
 from vmamba.tables import write_csv
 from vmamba.terminal import console
@@ -33,6 +34,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("models", nargs="*", metavar="MODEL", help="ours or timm's (default: all of ours)")
     parser.add_argument("--depth", type=int, default=0, help="levels of modules to print (default 0: the total)")
     add_image_size(parser)
+    add_json(parser)
     add_output(parser, "analysis")
     parser.set_defaults(run=run)
 
@@ -45,8 +47,11 @@ def run(options: argparse.Namespace) -> int:
             model = load_model(name, image_size=options.image_size, device="meta")
             models[name] = cost(model, options.image_size)
     image = "{}×{}".format(*options.image_size)
-    _print(models, options.depth, f"one image of {image}")
     rows = [_row(name, layer) for name, layers in models.items() for layer in layers]
+    if options.json:
+        print_json(rows)
+    else:
+        _print(models, options.depth, f"one image of {image}")
     write_csv(table, rows, {"image": image})
     by_kind = {name: layers[0].macs for name, layers in models.items()}
     report([table, *draw.cost(by_kind, stem, f"Cost of one image of {image}, as the paper counts")])

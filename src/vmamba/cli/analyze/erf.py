@@ -17,7 +17,8 @@ from vmamba.analysis.erf import LEVELS, ReceptiveField, receptive_field
 from vmamba.analysis.images import load_image
 from vmamba.analysis.models import load_model
 from vmamba.cli.analyze.arguments import PEERS, add_image_size, output_files, report
-from vmamba.cli.arguments import add_device, add_max_pixels, add_output, device, positive
+from vmamba.cli.arguments import add_device, add_json, add_max_pixels, add_output, device, positive
+from vmamba.cli.printing import print_json
 from vmamba.data.images import find_images
 from vmamba.model.backbone import VMamba
 from vmamba.progress import progress_bar
@@ -55,6 +56,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of random weights and noise")
     add_device(parser)
     add_image_size(parser)
+    add_json(parser)
     add_output(parser, "analysis")
     parser.set_defaults(run=run)
 
@@ -81,7 +83,10 @@ def run(options: argparse.Namespace) -> int:
     shown = Table(*rows[0], title=f"fraction of the {head['image']} pixels that hold a fraction of the energy")
     for row in rows:
         shown.add_row(*(f"{value:.2%}" if isinstance(value, float) else str(value) for value in row.values()))
-    console().print(shown)
+    if options.json:
+        print_json(rows)
+    else:
+        console().print(shown)
     write_csv(table, rows, head)
     maps = {name: field.energy.numpy() for name, field in fields.items()}
     fractions = {name: [field.pixels_holding(level) for level in LEVELS] for name, field in fields.items()}

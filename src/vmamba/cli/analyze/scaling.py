@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vmamba.analysis import draw
 from vmamba.analysis.throughput import environment, measure, peak_memory
 from vmamba.cli.analyze.arguments import add_timing, output_files, print_speeds, report, speed_row
-from vmamba.cli.arguments import add_output, device, positive
+from vmamba.cli.arguments import add_json, add_output, device, positive
 from vmamba.tables import write_csv
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def add_to(commands: Commands) -> None:
         metavar="PIXELS",
         help=f"height and width of the image (default {' '.join(map(str, SIZES))})",
     )
+    add_json(parser)
     add_output(parser, "analysis")
     parser.set_defaults(run=run)
 
@@ -59,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
             device=target,
         )
         rows += [speed_row(speed, memory[speed.model][speed.image_size]) for speed in speeds]
-    print_speeds(rows)
+    print_speeds(rows, as_json=options.json)
     head = environment(target)
     write_csv(table, rows, head)
     title = f"batch {options.batch_size}, {head['threads']} threads, {target}"

@@ -13,7 +13,8 @@ from rich.table import Table
 from vmamba.analysis import draw
 from vmamba.checkpoints.saving import save_weights
 from vmamba.cli.analyze.arguments import output_files, report
-from vmamba.cli.arguments import add_output, positive
+from vmamba.cli.arguments import add_json, add_output, positive
+from vmamba.cli.printing import print_json
 from vmamba.progress import progress_bar
 from vmamba.studies.problems import PROBLEMS
 from vmamba.studies.scans import PATTERNS, Outcome, ScanOptions, accuracy, summary, train_pattern
@@ -37,6 +38,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--patterns", nargs="+", choices=PATTERNS, default=PATTERNS, help="default: all")
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="models per pattern (default 3)")
     parser.add_argument("--steps", type=positive, default=300, metavar="N", help="of 64 images each (default 300)")
+    add_json(parser)
     add_output(parser, "analysis")
     parser.set_defaults(run=run)
 
@@ -67,7 +69,10 @@ def run(options: argparse.Namespace) -> int:
     table = Table(*rows[0], title="accuracy on test images, %")
     for row in rows:
         table.add_row(*map(str, row.values()))
-    console().print(table)
+    if options.json:
+        print_json(rows)
+    else:
+        console().print(table)
     title = f"scan patterns trained alike, {options.steps} steps"
     report([target, *weights, *draw.scans(rows, _rows(outcomes), stem, title)])
     return 0

@@ -11,7 +11,8 @@ from vmamba.analysis import draw
 from vmamba.analysis.steps import acceleration_steps, measure_steps
 from vmamba.analysis.throughput import environment
 from vmamba.cli.analyze.arguments import MODES, add_image_size, output_files, remark_on_spread, report
-from vmamba.cli.arguments import add_device, add_output, device, positive
+from vmamba.cli.arguments import add_device, add_json, add_output, device, positive
+from vmamba.cli.printing import print_json
 from vmamba.tables import write_csv
 from vmamba.terminal import console
 
@@ -29,6 +30,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--rounds", type=positive, default=5, metavar="N", help="timed runs of each (default 5)")
     add_device(parser)
     add_image_size(parser)
+    add_json(parser)
     add_output(parser, "analysis")
     parser.set_defaults(run=run)
 
@@ -64,7 +66,10 @@ def run(options: argparse.Namespace) -> int:
         size, macs = f"{result.cost.parameters / 1e6:.1f} M", f"{result.cost.total_macs / 1e9:.2f} G"
         times = f"{row['ms']:.4g} ({row['ms_low']:.4g} – {row['ms_high']:.4g}; {row['ms_slowest']:.4g})"
         table.add_row(result.step.name, result.step.backend, size, macs, f"{result.images_per_second:.3g}", times)
-    console().print(table)
+    if options.json:
+        print_json(rows)
+    else:
+        console().print(table)
     remark_on_spread([(r.step.name, r.timing.slowest / r.timing.median) for r in results])
     head = environment(target) | {"mode": options.mode}
     write_csv(file, rows, head)

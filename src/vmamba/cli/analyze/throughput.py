@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vmamba.analysis import draw
 from vmamba.analysis.throughput import environment, measure, peak_memory
 from vmamba.cli.analyze.arguments import add_image_size, add_timing, output_files, print_speeds, report, speed_row
-from vmamba.cli.arguments import add_output, device, positive
+from vmamba.cli.arguments import add_json, add_output, device, positive
 from vmamba.errors import OptionError
 from vmamba.model.variants import VARIANTS
 from vmamba.ops import PRECISIONS
@@ -39,6 +39,7 @@ def add_to(commands: Commands) -> None:
         default=[],
         help="time our models frozen, too, in these precisions; bfloat16 and int8 are for the CPU",
     )
+    add_json(parser)
     add_output(parser, "analysis")
     parser.set_defaults(run=run)
 
@@ -66,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
                 speed.model, [options.image_size], options.batch_size, training=training, device=target
             )
             rows.append(speed_row(speed, memory))
-    print_speeds(rows)
+    print_speeds(rows, as_json=options.json)
     head = environment(target)
     write_csv(table, rows, head)
     title = "{}×{}, batch {}".format(*options.image_size, options.batch_size)
