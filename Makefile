@@ -24,11 +24,11 @@ test-fast: $(VENV)/installed
 test-openmmlab: $(VENV)/openmmlab/installed
 	OMP_NUM_THREADS=1 $(VENV)/openmmlab/bin/python -m pytest -q -o filterwarnings=default tests/openmmlab
 
-# The same with the oldest versions that pyproject.toml promises, in an environment of its own.
+# The same with the oldest versions that pyproject.toml promises, whose warnings are their own.
 OLDEST := $(VENV)/oldest
 OLDEST_PYTHON ?= 3.10
 test-oldest: $(OLDEST)/installed
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n $(JOBS) -m "not slow"
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n $(JOBS) -o filterwarnings=default -m "not slow"
 
 $(OLDEST)/installed: pyproject.toml $(VENV)/release
 	$(BIN)/uv venv --quiet --clear --no-python-downloads --python $(OLDEST_PYTHON) $(OLDEST)

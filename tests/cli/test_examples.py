@@ -38,6 +38,7 @@ ELSEWHERE = {
     "tune": "tuning/test_command.py",
     "probe": "studies/test_probing.py",
     "analyze erf": "analysis/test_analyze_cli.py",
+    "analyze precision": "cli/test_precision.py",
     "analyze throughput": "analysis/test_analyze_cli.py",
     "analyze scaling": "analysis/test_analyze_cli.py",
     "analyze steps": "analysis/test_steps.py",

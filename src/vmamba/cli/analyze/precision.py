@@ -12,7 +12,8 @@ from vmamba.analysis import draw
 from vmamba.analysis.throughput import alternate, environment, step
 from vmamba.cli.analyze.arguments import output_files, report
 from vmamba.cli.any_task import add_model, model_of
-from vmamba.cli.arguments import add_output, positive
+from vmamba.cli.arguments import add_json, add_output, positive
+from vmamba.cli.printing import print_json
 from vmamba.frozen import Comparison, compare, freeze
 from vmamba.frozen.comparison import batches
 from vmamba.ops import PRECISIONS
@@ -35,6 +36,7 @@ def add_to(commands: Commands) -> None:
     add_model(parser)
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS, help="default: all")
     parser.add_argument("--rounds", type=positive, default=5, metavar="N", help="timed images of each (default 5)")
+    add_json(parser)
     add_output(parser, "analysis")
     parser.set_defaults(run=run)
 
@@ -49,8 +51,11 @@ def run(options: argparse.Namespace) -> int:
     cases |= {precision: step(frozen, image, training=False) for precision, frozen in frozen_models.items()}
     timings = alternate(cases, max(2, options.rounds), warmup=1)
     times = {name: timing.median * 1e3 for name, timing in timings.items()}
-    _print(comparisons, times)
     rows = [_row(name, one, times) for name, one in comparisons.items()]
+    if options.json:
+        print_json(rows)
+    else:
+        _print(comparisons, times)
     write_csv(table, rows, environment(torch.device("cpu")))
     report([table, *draw.precision(rows, stem, f"{next(iter(comparisons.values())).images} images")])
     return 0
