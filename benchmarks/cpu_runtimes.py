@@ -136,8 +136,13 @@ def train(name: str, section: Section, record: Record, rounds: int) -> None:
         model = create(case.model).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
         fast: Any = torch.compile(model) if case.way == "compiled" else model
-        runs[str(case)] = functools.partial(train_step, fast, optimizer, x, y)
-        runs[str(case)]()
+        run = functools.partial(train_step, fast, optimizer, x, y)
+        try:
+            run()
+        except Exception as problem:
+            print(f"{case}: left out: {str(problem).splitlines()[0]}", flush=True)
+            continue
+        runs[str(case)] = run
         print(f"{case}: ready", flush=True)
     if not rounds:
         return
