@@ -32,7 +32,8 @@ with use_backend("reference"):
     truth = selective_scan(*operands)
 torch.testing.assert_close(selective_scan(*operands), truth)
 from vmamba.ops.libraries import library_path
-print(library_path("onnxruntime"), library_path("torch"), sep="\n")
+print(library_path("onnxruntime"))
+print(library_path("torch"))
 """
 
 
@@ -88,6 +89,7 @@ def walk(file: Path, python: str, commands: int | None, *, cached: bool) -> Walk
                 [shell, "-c", run], cwd=folder, env=environment, stdin=subprocess.DEVNULL, check=False
             )
             steps.append((command, time.monotonic() - start))
+            print(f"{file.name}: {steps[-1][1] / 60:.1f} minutes", flush=True)
             if done.returncode:
                 raise SystemExit(f"{file.name}: {command}: exit status {done.returncode}")
         checked = subprocess.run([prefix / "bin" / "python", "-c", KERNELS], cwd=folder, env=environment, check=False)

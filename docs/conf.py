@@ -47,6 +47,7 @@ REPOSITORY = [
     (r"(?:\.\./)+benchmarks/results/(\w+)\.md", r"/results/\1.md"),
     (r"(?:\.\./)+CONTRIBUTING\.md", "/contributing.md"),
     (r"(?:\.\./)+CHANGELOG\.md", "/changelog.md"),
+    (r"(?:\.\./)+docs/start\.md", "/start.md"),
     (r"tests/README\.md", "/tests.md"),
 ]
 BESIDE = [(r"(\w+\.(?:csv|png))", r"/../benchmarks/results/\1")]  # of a report
