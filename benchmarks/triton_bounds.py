@@ -2,6 +2,7 @@
 
     python benchmarks/triton_bounds.py                           all kernels of vmamba_tiny_s1l8, 224², bf16, batch 128
     python benchmarks/triton_bounds.py --kernels _outputs --stages 1 3
+    python benchmarks/triton_bounds.py --model vmamba_base_s1l20
 
 A pass is called on tensors without data; what it launches is compiled for sm_90, and its instructions are counted
 (`machine_code`): those of a warp, times the warps of all programs. So padding, of tiles and of programs, is counted.
@@ -32,6 +33,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vmamba.model.variants import VARIANTS
+from vmamba.ops.backends.triton.tiles import RANKS
 
 MODEL = "vmamba_tiny_s1l8"
 
@@ -89,6 +91,17 @@ def _visits(known: dict[str, Any]) -> int:
     return triton.cdiv(known["groups"], known["grid"][0] // parts) * known["blocks"] * known["K"]
 
 
+def _visits_of_patches(known: dict[str, Any]) -> list[float]:
+    """Of `_gradients`: visits; in each, the states and the ranks of the gradient. The projection is unrolled."""
+    visits = triton.cdiv(known["patches"] * known["batch"], known["grid"][1]) * known["blocks"] * known["K"]
+    return [visits, *_if_loops(known["N"], triton.cdiv(known["R"], RANKS.value))]
+
+
+def _if_loops(*trips: int) -> list[int]:
+    """Loops of one trip are none."""
+    return [trip for trip in trips if trip > 1]
+
+
 def _held(known: dict[str, Any], times: int) -> int:
     """Bytes of a walking program: so many times the tokens of its images, of its channels."""
     images = 16 * known["G"] // known["CHAINS"]  # or parts of their channels, where warps split those
@@ -108,14 +121,11 @@ KERNELS = {
         lambda known: [_visits(known), known["steps"], known["steps"]],
         lambda known: _held(known, 4 + min(2, known["CHAINS"])),  # dy, x, `sums` of twice the size, `kept`
     ),
+    "_sum_parts": Kernel("parts", "total"),
     "_segment_ends": Kernel("x dbc", "sums ends"),
     "_segment_starts": Kernel("sums ends", "ends", lambda known: [triton.cdiv(known["segments"], 256)]),
     "_outputs": Kernel("x dbc starts", "y"),
-    "_gradients": Kernel(
-        "dy x dbc starts pushed",
-        "dx ddbc dweight dA dskip dbias",
-        lambda known: [triton.cdiv(known["patches"] * known["batch"], known["grid"][1]) * known["blocks"] * 4],
-    ),
+    "_gradients": Kernel("dy x dbc starts pushed", "dx ddbc dweight dA dskip dbias", _visits_of_patches),
     "_convolved": Kernel("x", "y", lambda known: [_groups(known)]),
     "_differentiated": Kernel("dy x", "dz sums", lambda known: [known["items"] / known["programs"], _groups(known)]),
 }
@@ -220,13 +230,14 @@ def line(
     }
 
 
-def table(counted_rows: list[dict[str, Any]], head: dict[str, str], depths: tuple[int, ...]) -> str:
+def table(counted_rows: list[dict[str, Any]], head: dict[str, str], model: str) -> str:
     """The rows as Markdown."""
+    depths = VARIANTS[model].config.depths
     lines = [f"# Bounds of the Triton kernels, by machine code for sm_90, {head['date']}", ""]
     lines += [f"- {key}: {value}" for key, value in head.items()]
     lines += [
         "",
-        f"{MODEL}, 224², bf16, batch 128. Per token, channel and route (there are 4 of the scan's), padding",
+        f"{model}, 224², bf16, batch 128. Per token, channel and route (there are 4 of the scan's), padding",
         "counted: issue slots, special functions, tensor-core, shared-memory and shuffle instructions. Barriers in the",
         "code. `held_MB`: what the programs at work on an H100 return to, moved once as long as the caches hold it (L2",
         "50 MB, 132 L1 of 0.2 MB). Bytes moved ÷ minimum. Bounds in µs, which suppose that nothing waits.",
@@ -242,13 +253,13 @@ def table(counted_rows: list[dict[str, Any]], head: dict[str, str], depths: tupl
             whole = {name: sum(row[name] * n for row, n in zip(sums, depths, strict=True)) / 1000 for name in PEAKS}
             cells = ", ".join(f"{name} {value:.2f} ms" for name, value in whole.items())
             lines += ["", f"{run}, of the whole model ({sum(depths)} layers): {cells}."]
-            lines += ["", beside(whole)] if run == "scan" else []
+            lines += ["", beside(model, whole)] if run == "scan" else []
     return "\n".join(lines) + "\n"
 
 
-def beside(scans: dict[str, float]) -> str:
+def beside(model: str, scans: dict[str, float]) -> str:
     """What the scans' bounds, in milliseconds, mean beside all else that a forward pass does."""
-    found = other_passes(MODEL, 224, 128)
+    found = other_passes(model, 224, 128)
     counts = Counter(each.kind for each in found if each.bytes > 1e6)  # not what computes parameters
     cells = []
     for name, peak in PEAKS.items():
@@ -268,6 +279,7 @@ def beside(scans: dict[str, float]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=VARIANTS, default=MODEL, metavar="NAME", help=f"default: {MODEL}")
     parser.add_argument("--stages", nargs="+", type=int, default=[1, 2, 3, 4])
     parser.add_argument("--passes", nargs="+", choices=NECESSARY, default=list(NECESSARY))
     parser.add_argument("--kernels", nargs="+", metavar="NAME", help="default: all")
@@ -276,15 +288,16 @@ def main() -> int:
     if report.launching.INTERPRETED:
         parser.error("TRITON_INTERPRET is set; nothing is compiled in the interpreter")
     counted_rows: list[dict[str, Any]] = []
-    for number, (stage, shape) in enumerate(report.shapes(MODEL, 224, torch.bfloat16).items(), 1):
+    for number, (stage, shape) in enumerate(report.shapes(options.model, 224, torch.bfloat16).items(), 1):
         if number in options.stages:
             for run in options.passes:
                 counted_rows += rows(shape, stage, run, options.kernels)
     head = environment() | {"triton": triton.__version__}
-    text = table(counted_rows, head, VARIANTS[MODEL].config.depths)
+    text = table(counted_rows, head, options.model)
     print(text)
     whole = not options.kernels and options.passes == list(NECESSARY) and options.stages == [1, 2, 3, 4]
-    if stem := options.output or (RESULTS / f"triton-{triton.__version__}-bounds" if whole else None):
+    name = f"triton-{triton.__version__}-bounds" + ("" if options.model == MODEL else f"-{options.model}")
+    if stem := options.output or (RESULTS / name if whole else None):
         write_csv(Path(f"{stem}.csv"), counted_rows, head)
         Path(f"{stem}.md").write_text(text, encoding="utf-8")
     return 0

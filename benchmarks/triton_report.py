@@ -41,6 +41,7 @@ from vmamba.ops.backends.triton import ss2d_backward as ss2d_backward_kernels
 from vmamba.ops.backends.triton import ss2d_forward as ss2d_kernels
 from vmamba.ops.backends.triton import ss2d_walk_backward as walk_back_kernels
 from vmamba.ops.backends.triton import ss2d_walk_forward as walk_kernels
+from vmamba.ops.backends.triton import sums
 from vmamba.ops.operands import SS2DOperands
 from vmamba.progress import progress_bar
 
@@ -58,6 +59,7 @@ MODULES = (
     selective_kernels,
     selective_backward_kernels,
     depthwise_kernels,
+    sums,
 )
 
 

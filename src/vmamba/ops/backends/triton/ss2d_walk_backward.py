@@ -35,6 +35,7 @@ from torch import Tensor
 
 from vmamba.ops.backends.triton import walk, walk_gradients, walk_launch
 from vmamba.ops.backends.triton.launch import launch, product_precision
+from vmamba.ops.backends.triton.sums import sum_parts
 from vmamba.ops.backends.triton.tiles import LOG2E, wait_for_stores
 
 #: Warps that fill a large GPU, as many registers as they have; more would only leave more partial sums.
@@ -123,7 +124,9 @@ def _walk_back(
         weights = walk.load_weights(weight, dbc, first, channels, k, R, G, C, SPLIT)
         rate = walk.load_parameter(A + k * channels, first, channels, G, C, SPLIT)
         beta = walk.load_parameter(bias + k * channels, first, channels, G, C, SPLIT) * LOG2E
-        beta = tl.broadcast_to(beta, (G, 16, C))
+        # As if they differed between rows: the compiler would keep beta once, and copy it at every step.
+        never = tl.broadcast_to(tl.arange(0, 16)[None, :, None] + last_channel < 0, (G, 16, C))
+        beta, rate = tl.where(never, 0.0, beta), tl.where(never, 0.0, rate)
         h, pushed = tl.zeros((G, 16, C), tl.float32), tl.zeros((G, 16, C), tl.float32)
         product, dpassed = h + 1.0, h
         for t in range(steps):
@@ -132,7 +135,7 @@ def _walk_back(
             token = offset + walk.image_order(tl.minimum(s, tokens - 1), columns, height, width, inverse)
             place, row = walk.row_places(token, channel, channels, C), entries + token * PITCH
             mask = valid[:, None] & inside
-            u = walk.tiles(tl.load(x + here * channels + place, mask=mask, other=0.0).to(tl.float32), G, C)
+            u = walk.tiles(walk.widened(tl.load(x + here * channels + place, mask=mask, other=0.0)), G, C)
             ranks = walk.load_ranks(row, R, G)
             delta = walk.softplus(walk.project(ranks, weights, beta, R, G, PRECISION), EXACT)
             b, c = walk.load_pair(row, R, G)
@@ -142,7 +145,7 @@ def _walk_back(
             mine_now = kept + t * KEPT + own
             tl.store(mine_now, walk.rows(carried, G, C).to(kept.dtype.element_ty))
             if CHAINS > 1:
-                v = walk.tiles(tl.load(dy + here * channels + place, mask=mask, other=0.0).to(tl.float32), G, C)
+                v = walk.tiles(walk.widened(tl.load(dy + here * channels + place, mask=mask, other=0.0)), G, C)
                 product *= decay
                 pushed = tl.fma(product, v * walk.over_channels(c, G, C), pushed)
                 tl.store(mine_now + 16 * G * C, walk.rows(product, G, C).to(kept.dtype.element_ty))
@@ -163,12 +166,12 @@ def _walk_back(
             place, row = walk.row_places(token, channel, channels, C), entries + token * PITCH
             mask = valid[:, None] & inside
             mine_now = kept + t * KEPT + own
-            carried = walk.tiles(tl.load(mine_now).to(tl.float32), G, C)
+            carried = walk.tiles(walk.widened(tl.load(mine_now)), G, C)
             if CHAINS > 1:
-                product = walk.tiles(tl.load(mine_now + 16 * G * C).to(tl.float32), G, C)
+                product = walk.tiles(walk.widened(tl.load(mine_now + 16 * G * C)), G, C)
                 carried = tl.fma(product, start, carried)
-            u = walk.tiles(tl.load(x + here * channels + place, mask=mask, other=0.0).to(tl.float32), G, C)
-            v = walk.tiles(tl.load(dy + here * channels + place, mask=mask, other=0.0).to(tl.float32), G, C)
+            u = walk.tiles(walk.widened(tl.load(x + here * channels + place, mask=mask, other=0.0)), G, C)
+            v = walk.tiles(walk.widened(tl.load(dy + here * channels + place, mask=mask, other=0.0)), G, C)
             sum_place = walk.row_places(token, column, BLOCK, C)
             du = walk.tiles(tl.load(sums + sum_place, mask=mask & (k > 0), other=0.0), G, C)
             ranks = walk.load_ranks(row, R, G)
@@ -212,7 +215,7 @@ def max_parts(x: Tensor, dbc: Tensor) -> int:
 def ss2d_scan_backward(
     dy: Tensor, x: Tensor, dbc: Tensor, dt_weight: Tensor, A: Tensor, D: Tensor, dt_bias: Tensor, pattern: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients for (x, dbc, dt_weight, A, D, dt_bias), the first of x's dtype, the others float32."""
+    """Gradients for (x, dbc, dt_weight, A, D, dt_bias), the first of x's dtype, the second of dbc's or float32."""
     dy, x, dbc, dt_weight, A, D, dt_bias = (t.contiguous() for t in (dy, x, dbc, dt_weight, A, D, dt_bias))
     batch, height, width, channels = x.shape
     rank = dt_weight.shape[2]
@@ -249,5 +252,5 @@ def ss2d_scan_backward(
         **shape,
         **walk_launch.constants(x, dbc, rank, pattern),
     )
-    ddbc = ddbc[0] if parts == 1 else ddbc.sum(0)
+    ddbc = sum_parts(ddbc, dbc.dtype)
     return dx, ddbc, dweight.sum(0), dA.sum(0), dskip.sum(0).repeat(len(D), 1), dbias[..., 0].sum(0)
