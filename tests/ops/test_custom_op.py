@@ -75,7 +75,7 @@ for device in ("cuda", "cpu"):
 
 EXPECTED = """\
 cuda forward kernels 1 operators 0
-cuda backward kernels 1 operators 0
+cuda backward kernels 2 operators 0
 two states kernels 3 operators 0
 chunked kernels 0 operators 1
 float64 kernels 0 operators 1
