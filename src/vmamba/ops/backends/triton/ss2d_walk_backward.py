@@ -126,7 +126,9 @@ def _walk_back(
         beta = walk.load_parameter(bias + k * channels, first, channels, G, C, SPLIT) * LOG2E
         # As if they differed between rows: the compiler would keep beta once, and copy it at every step.
         never = tl.broadcast_to(tl.arange(0, 16)[None, :, None] + last_channel < 0, (G, 16, C))
-        beta, rate = tl.where(never, 0.0, beta), tl.where(never, 0.0, rate)
+        beta = tl.where(never, 0.0, beta)
+        if CHAINS > 1:  # a single one leaves no registers for it, with Triton 3.6 on sm_80
+            rate = tl.where(never, 0.0, rate)
         h, pushed = tl.zeros((G, 16, C), tl.float32), tl.zeros((G, 16, C), tl.float32)
         product, dpassed = h + 1.0, h
         for t in range(steps):
