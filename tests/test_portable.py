@@ -61,5 +61,5 @@ def test_run(tmp_path: Path) -> None:
     model = "model_options={dims: [8, 16], depths: [1, 1]}"
     arguments = ["train", "--data", tmp_path, "--model", "vmamba_pico", "--output", tmp_path / "run", "--device", "cpu"]
     arguments += ["--epochs", 1, "--workers", 1, "--batch-size", 8, "--set", "warmup_epochs=0", model]
-    assert "best top1" in python(WITHOUT + TRAIN, *arguments)
+    assert "best top-1" in python(WITHOUT + TRAIN, *arguments)
     assert (tmp_path / "run" / "weights" / "model.safetensors").is_file()

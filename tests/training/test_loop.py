@@ -120,7 +120,7 @@ def test_what_a_run_leaves(train: Train, images: Path, tmp_path: Path, capsys: p
     printed = capsys.readouterr().out
     assert re.search(r"red +│ +16 │ +4 ", printed)  # images of each class in each split
     told = [line for line in printed.splitlines() if line.startswith("epoch")]
-    assert told[0].startswith("epoch 1/3 · top1: weights ")
+    assert told[0].startswith("epoch 1/3 · top-1: weights ")
     assert "images/s" in told[0]
     assert "waiting for data" in told[0]
     assert sorted(p.name for p in (output / "checkpoints").iterdir()) == [

@@ -108,7 +108,7 @@ def test_importance_and_picture(recipe: Recipe, tmp_path: Path) -> None:
 def test_verdict() -> None:
     better = Comparison(TOP1, (90.0, 91.0, 92.0), (92.0, 91.5, 95.0))
     assert better.better
-    gain = "top1 92.83 beside 91.00, gain +1.83 (+0.50 to +3.00) over 3 fresh seeds"
+    gain = "top-1 92.83 beside 91.00, gain +1.83 (+0.50 to +3.00) over 3 fresh seeds"
     assert better.verdict() == f"better than the default with every seed: {gain}"
     assert "no better than the default" in Comparison(TOP1, (90.0, 91.0), (95.0, 90.5)).verdict()
     assert Comparison(Metric("loss", larger_is_better=False), (2.0, 3.0), (1.0, 2.5)).gains == (1.0, 0.5)
