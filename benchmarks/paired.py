@@ -18,7 +18,8 @@ RESULTS = Path(__file__).parent / "results"
 def environment(device: str = "cpu") -> dict[str, str]:
     """What a figure depends on, for the head of a report."""
     changed = " with changes" if _git("status", "--porcelain", "-uno") else ""
-    made = {"commit": _git("rev-parse", "--short", "HEAD") + changed, "command": " ".join(["python", *sys.argv])}
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    made = {"commit": _git("rev-parse", "--short", "HEAD") + changed, "command": command}
     return made | vmamba.analysis.throughput.environment(device)
 
 
