@@ -63,6 +63,10 @@ class FrozenError(VMambaError, RuntimeError):
     """A model that cannot be frozen, or a change to one that is."""
 
 
+class ClusterError(VMambaError, RuntimeError):
+    """A cluster that cannot be reached, or stopped."""
+
+
 class MissingPackageError(VMambaError, ImportError):
     """An optional package that is not installed; the message says how to install it.
 

@@ -15,7 +15,8 @@ from PIL import Image
 import vmamba
 from vmamba.checkpoints.saving import save_weights
 from vmamba.data.sources import ImageRef
-from vmamba.integrations.ray import Predictor, columns_of
+from vmamba.errors import ClusterError
+from vmamba.integrations.ray import Predictor, classify_on_ray, columns_of
 
 pytest.importorskip("ray")
 IMAGES = 40
@@ -51,6 +52,30 @@ def test_a_batch_of_either_form(weights: Path, images: Path) -> None:
     assert len(listed["predictions"][0]) == 2
 
 
+@pytest.mark.filterwarnings("default::DeprecationWarning:ray")  # its defaults of its own
+def test_a_cluster_out_of_reach_and_one_that_stops(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    import ray.data
+
+    def fails(error: Exception) -> Any:
+        def fail(*_: Any, **__: Any) -> None:
+            raise error
+
+        return fail
+
+    monkeypatch.setattr(ray, "init", fails(ConnectionError("timed out")))
+    with pytest.raises(
+        ClusterError, match=r"^no Ray cluster at head:6379: timed out; start one, or correct its address$"
+    ):
+        next(classify_on_ray([], {}, address="head:6379"))
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ray.data, "from_items", fails(ray.exceptions.ActorDiedError()))
+    path = str(images / "00.png")
+    with pytest.raises(ClusterError, match=r"^the Ray cluster stopped: The actor died .*; go on with --resume$"):
+        next(classify_on_ray([ImageRef(path, "", path)], {}))
+
+
 RUN = """
 import os, sys, threading, time
 import vmamba.integrations.ray as on_ray
@@ -62,7 +87,8 @@ if sys.argv.pop(1) == "kill":
         while True:
             for process in psutil.Process().children(recursive=True):
                 try:
-                    if "MapWorker" in " ".join(process.cmdline()):
+                    # Actors name themselves so; any fork of this process has the name in its arguments, too.
+                    if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::MapWorker"):
                         time.sleep(1)
                         process.kill()
                         print("killed", file=sys.stderr)

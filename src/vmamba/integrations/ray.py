@@ -17,7 +17,7 @@ import torch
 
 from vmamba.data.sources import ImageRef
 from vmamba.data.tar import Place
-from vmamba.errors import ImageError, MissingPackageError
+from vmamba.errors import ClusterError, ImageError, MissingPackageError
 from vmamba.frozen import freeze
 from vmamba.tasks.classification.prediction import class_names, eval_transform
 from vmamba.zoo import model_from_checkpoint
@@ -130,16 +130,22 @@ def classify_on_ray(
 
     Raises:
         MissingPackageError: If Ray is not installed.
+        ClusterError: If the cluster cannot be reached, or stops; rows that were yielded stay good.
     """
     try:
         import ray
         import ray.data
+        from ray.exceptions import RayError, RayTaskError
     except ImportError:
         raise MissingPackageError("ray", "ray") from None
     began = not ray.is_initialized()
     if began:
         local = {} if address else {"include_dashboard": False, "object_store_memory": 256 << 20}
-        ray.init(address=address or "local", log_to_driver=False, logging_level="error", **local)
+        try:
+            ray.init(address=address or "local", log_to_driver=False, logging_level="error", **local)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            where = f"at {address}" if address else "on this machine"
+            raise ClusterError(f"no Ray cluster {where}: {error}; start one, or correct its address") from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = 0
@@ -155,6 +161,11 @@ def classify_on_ray(
                 Predictor, fn_constructor_kwargs=options, batch_size=batch_size, concurrency=count, **resources
             )
             yield from done.iter_rows()
+    except RayTaskError:  # of our own code, and of its class
+        raise
+    except RayError as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise ClusterError(f"the Ray cluster stopped: {reason}; go on with --resume") from error
     finally:
         if began:
             ray.shutdown()
