@@ -13,9 +13,12 @@ import torch
 
 from support.runs import STEPS, assert_identical, last_state, losses, read_rows, wait_for_step
 from vmamba.cli.train import INTERRUPTED
+from vmamba.errors import TrainingError
 from vmamba.tasks.classification.task import Classification
+from vmamba.training.checkpoints import Checkpoints
 from vmamba.training.log import RunLog
 from vmamba.training.loop import Run
+from vmamba.training.state import Position
 from vmamba.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
@@ -162,3 +165,36 @@ def test_warned(
     assert last_state(tmp_path / "run")["position"]["step"] == 11
     assert train(tmp_path / "run", "--resume", "auto") == 0
     same(tmp_path / "run", uninterrupted)
+
+
+def test_epochs_that_are_not_validated(
+    train: Train, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saved only where the last checkpoint is old; a run that ends on one goes on from there, and nothing is lost."""
+    saved: list[int] = []
+    save = Checkpoints.save
+
+    def noted(self: Checkpoints, state: Any, position: Position, recipe: Any) -> Path:
+        saved.append(position.step)
+        return save(self, state, position, recipe)
+
+    options = ("--set", "save_every=null", "validate_every=3")
+    monkeypatch.setattr(Checkpoints, "save", noted)
+    step = Trainer.step
+
+    def killed(trainer: Trainer, *arguments: Any) -> Any:
+        if trainer.position.step == 2 * STEPS + 3:
+            raise TrainingError("as if killed")
+        return step(trainer, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", killed)
+        assert train(tmp_path / "run", *options) == 2
+    assert saved == [STEPS]
+    assert train(tmp_path / "run", *options, "--resume", "auto") == 0
+    assert saved == [STEPS, 3 * STEPS]
+    same(tmp_path / "run", uninterrupted)
+    saved.clear()
+    monkeypatch.setattr("vmamba.training.loop.SAVE_SECONDS", 0.0)
+    assert train(tmp_path / "old", *options) == 0
+    assert saved == [STEPS, 2 * STEPS, 3 * STEPS]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from vmamba.training.trainer import NonFinite, Trainer
 
 #: Takes the number of epochs done and the best headline so far.
 OnValidation = Callable[[int, float | None], None]
+#: The end of an epoch that is not validated is saved only where the last checkpoint is older: epochs of a few images take
+#: less time than a checkpoint does.
+SAVE_SECONDS = 30.0
 #: Folder of the weights that a run writes for use, and what tasks write there.
 WEIGHTS, WRITTEN = "weights", ("model.safetensors", "model.json", "labels.txt")
 
@@ -138,6 +142,7 @@ class Run:
         self.trainer, self.folder, self.stop, self.on_validation = trainer, folder, stop, on_validation
         self.log = RunLog(folder.path, trainer) if trainer.processes.first else SilentLog()
         self.files: list[Path] = []
+        self.saved = time.monotonic()
 
     def fit(self) -> Result:
         """Train to the end; see `train`."""
@@ -170,16 +175,18 @@ class Run:
                     raise Interrupted(f"stopped at step {position.step}; continue with --resume auto, from {path}")
 
     def _end_epoch(self) -> None:
-        """Save before anything that may fail; then validate and report."""
+        """Save before anything that may fail, unless nothing will and little would be lost; then validate and report."""
         trainer, position = self.trainer, self.trainer.position
         epochs = trainer.recipe.epochs
         position.epoch += 1
         position.step_in_epoch = 0
         position.to_validate = position.epoch % trainer.recipe.validate_every == 0 or position.epoch in (1, epochs)
-        path = self._save()
-        (stop,) = trainer.processes.sum([self.stop.pending])
-        if stop and (position.to_validate or position.epoch < epochs):
-            raise Interrupted(f"stopped after epoch {position.epoch}; continue with --resume auto, from {path}")
+        due = time.monotonic() - self.saved > SAVE_SECONDS
+        stop, due = map(bool, trainer.processes.sum([self.stop.pending, due]))
+        if stop or due or position.to_validate:
+            path = self._save()
+            if stop:
+                raise Interrupted(f"stopped after epoch {position.epoch}; continue with --resume auto, from {path}")
         if position.to_validate:
             self._validate()
         unreadable = trainer.processes.gather(trainer.train_loader.skipped + trainer.val_loader.skipped)
@@ -232,7 +239,9 @@ class Run:
         trainer = self.trainer
         state = trainer.state.whole()  # all processes take part where it is gathered
         save = self.folder.checkpoints.save
-        return trainer.processes.on_first(lambda: save(state, trainer.position, trainer.recipe.as_dict()))
+        path = trainer.processes.on_first(lambda: save(state, trainer.position, trainer.recipe.as_dict()))
+        self.saved = time.monotonic()
+        return path
 
     def _diverged(self, step: NonFinite) -> NoReturn:
         trainer, number = self.trainer, self.trainer.position.step + 1

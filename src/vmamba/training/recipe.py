@@ -58,7 +58,8 @@ class Recipe(TaskRecipe):
         compile: Compile the model.
         distribution: How processes divide the work: ``"ddp"``, or ``"fsdp"`` (FSDP2: parameters are sharded).
         validate_every: Epochs between validations; the first and the last epoch are always validated.
-        save_every: Optimiser steps between checkpoints; None for one per epoch.
+        save_every: Optimiser steps between checkpoints, besides those at the ends of epochs: of all that are validated,
+            and of others half a minute after the last.
         keep: Checkpoints that are kept, besides the best.
         log_every: Optimiser steps between rows of the log.
     """
