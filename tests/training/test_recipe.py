@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from importlib import resources
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from support.golden import GOLDEN
 from vmamba.cli import main
 from vmamba.errors import OptionError
 from vmamba.tasks import TASKS, task_class
+from vmamba.tasks.detection.mask_rcnn import MaskRCNN, MaskRCNNConfig
+from vmamba.tasks.segmentation.upernet import UperNet, UperNetConfig
 from vmamba.training.distributed import Processes
 from vmamba.training.loop import job_of
 from vmamba.training.optimizer import build_optimizer, build_schedule
@@ -102,6 +105,25 @@ def test_layer_decay() -> None:
     scale = {id(p): g["lr_scale"] for g in build_optimizer(model, recipe).param_groups for p in g["params"]}
     assert scale[id(model.head.fc.weight)] == 1
     assert scale[id(model.stem.conv1.weight)] == min(scale.values()) < 0.1
+
+
+@pytest.mark.parametrize("task", [UperNet, MaskRCNN])
+def test_layer_decay_of_dense_models(task: type[UperNet] | type[MaskRCNN]) -> None:
+    """Stem, blocks, heads: each learns twice as fast as the one before, as in the classifier."""
+    backbone = vmamba.create_model("vmamba_pico").config
+    model = UperNet(UperNetConfig(backbone, ("a",))) if task is UperNet else MaskRCNN(MaskRCNNConfig(backbone, ("a",)))
+    recipe = load_recipe("finetune", {"layer_decay": 0.5, "lr": 1.0})
+    scale = {id(p): g["lr_scale"] for g in build_optimizer(model, recipe).param_groups for p in g["params"]}
+    fractions: dict[str, set[float]] = {}
+    for name, parameter in model.named_parameters():
+        block = re.search(r"(stem|stages\.\d\.(?:blocks\.\d|downsample))\.", name)
+        fractions.setdefault(block[1] if block else "heads", set()).add(scale[id(parameter)])
+    blocks = ["stem", "stages.0.blocks.0", "stages.1.blocks.0", "stages.2.blocks.0", "stages.2.blocks.1"]
+    for i, block in enumerate([*blocks, "stages.3.blocks.0", "heads"]):
+        assert fractions.pop(block) == {0.5 ** (6 - i)}
+    assert fractions == {
+        "stages.1.downsample": {0.5**4}, "stages.2.downsample": {0.5**3}, "stages.3.downsample": {0.5},
+    }  # fmt: skip
 
 
 def test_print_config_can_be_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 # No postponed annotations here: torch.fx would hand them to TorchScript as strings.
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -267,3 +268,14 @@ class VMamba(nn.Module):
 def norm_map(norm: nn.Module, x: Tensor) -> Tensor:
     """A LayerNorm over the channels of a map (B, C, H, W); costs no copy in channels-last memory."""
     return norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def nested_groups(backbone: VMamba, prefix: str, coarse: bool = False) -> dict[str, Any]:
+    """Layer groups of a model whose attribute `prefix` is a backbone; timm puts its other layers last."""
+    groups, inner = backbone.group_matcher(coarse), rf"^{re.escape(prefix)}\."
+    blocks = groups["blocks"]
+    listed = [(blocks, None)] if isinstance(blocks, str) else blocks
+    return {
+        "stem": groups["stem"].replace("^", inner),
+        "blocks": [(pattern.replace("^", inner), place) for pattern, place in listed],
+    }

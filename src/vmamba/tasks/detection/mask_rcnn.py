@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from vmamba.errors import OptionError
-from vmamba.model.backbone import VMamba
+from vmamba.model.backbone import VMamba, nested_groups
 from vmamba.model.config import VMambaConfig
 from vmamba.tasks.detection.boxes import ASPECT_RATIOS, IGNORED, anchors, assign, batched_nms, decode, encode, sample
 from vmamba.tasks.detection.detections import Detections
@@ -263,6 +263,10 @@ class MaskRCNN(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Of the backbone; see `VMamba.no_weight_decay`."""
         return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """The backbone's groups for layer-wise learning rates; the heads come last."""
+        return nested_groups(self.backbone, "backbone", coarse)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """See `VMamba.set_grad_checkpointing`."""

@@ -25,7 +25,7 @@ from vmamba.data.shards import ShardLoader
 from vmamba.data.summary import DataSummary
 from vmamba.data.views import RandomViews
 from vmamba.errors import OptionError
-from vmamba.model.backbone import VMamba
+from vmamba.model.backbone import VMamba, nested_groups
 from vmamba.settings import Settings
 from vmamba.tasks.pretraining.data import UnlabelledData
 from vmamba.tasks.pretraining.monitor import FeatureMonitor
@@ -97,11 +97,7 @@ class Pretrainer(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """The backbone's groups for layer-wise learning rates; other layers come last."""
-        groups = self.backbone.group_matcher(coarse)
-        stem, blocks = groups["stem"], groups["blocks"]
-        listed = [(blocks, None)] if isinstance(blocks, str) else blocks
-        inner = [(pattern.replace("^", r"^backbone\."), place) for pattern, place in listed]
-        return {"stem": stem.replace("^", r"^backbone\."), "blocks": [*inner, (r"^(?!backbone)", (99999,))]}
+        return nested_groups(self.backbone, "backbone", coarse)
 
 
 class Pretraining:

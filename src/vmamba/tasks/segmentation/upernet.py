@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vmamba.data.label_maps import IGNORE_INDEX
 from vmamba.errors import OptionError
-from vmamba.model.backbone import VMamba
+from vmamba.model.backbone import VMamba, nested_groups
 from vmamba.model.config import VMambaConfig
 from vmamba.tasks.segmentation.heads import FCNHead, UperNetDecoder, resize
 
@@ -114,6 +114,10 @@ class UperNet(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Of the backbone; see `VMamba.no_weight_decay`."""
         return {f"backbone.vmamba.{name}" for name in self.vmamba.no_weight_decay()}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """The backbone's groups for layer-wise learning rates; the heads come last."""
+        return nested_groups(self.vmamba, "backbone.vmamba", coarse)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """See `VMamba.set_grad_checkpointing`."""
