@@ -26,8 +26,8 @@ from vmamba.training.trainer import NonFinite, Trainer
 
 #: Takes the number of epochs done and the best headline so far.
 OnValidation = Callable[[int, float | None], None]
-#: The end of an epoch that is not validated is saved only where the last checkpoint is older: epochs of a few images take
-#: less time than a checkpoint does.
+#: The end of an epoch that is not validated is saved only where the last checkpoint is older: an epoch of a few images
+#: takes less time than a checkpoint does.
 SAVE_SECONDS = 30.0
 #: Folder of the weights that a run writes for use, and what tasks write there.
 WEIGHTS, WRITTEN = "weights", ("model.safetensors", "model.json", "labels.txt")
@@ -175,7 +175,7 @@ class Run:
                     raise Interrupted(f"stopped at step {position.step}; continue with --resume auto, from {path}")
 
     def _end_epoch(self) -> None:
-        """Save before anything that may fail, unless nothing will and little would be lost; then validate and report."""
+        """Save before anything that may fail, or where much would be lost; then validate and report."""
         trainer, position = self.trainer, self.trainer.position
         epochs = trainer.recipe.epochs
         position.epoch += 1
