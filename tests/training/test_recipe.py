@@ -119,8 +119,8 @@ def test_layer_decay_of_dense_models(task: type[UperNet] | type[MaskRCNN]) -> No
         block = re.search(r"(stem|stages\.\d\.(?:blocks\.\d|downsample))\.", name)
         fractions.setdefault(block[1] if block else "heads", set()).add(scale[id(parameter)])
     blocks = ["stem", "stages.0.blocks.0", "stages.1.blocks.0", "stages.2.blocks.0", "stages.2.blocks.1"]
-    for i, block in enumerate([*blocks, "stages.3.blocks.0", "heads"]):
-        assert fractions.pop(block) == {0.5 ** (6 - i)}
+    for i, name in enumerate([*blocks, "stages.3.blocks.0", "heads"]):
+        assert fractions.pop(name) == {0.5 ** (6 - i)}
     assert fractions == {
         "stages.1.downsample": {0.5**4}, "stages.2.downsample": {0.5**3}, "stages.3.downsample": {0.5},
     }  # fmt: skip
