@@ -22,8 +22,12 @@ BROUGHT_BY_TORCH = ("nvidia-", "cuda-", "triton")
 
 def locked() -> dict[str, str]:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = (line.split("==") for line in lines if line and not line.startswith("#"))
-    return {canonicalize_name(name): version for name, version in pins}
+    pins = (Requirement(line) for line in lines if line and not line.startswith("#"))
+    return {
+        canonicalize_name(pin.name): str(pin.specifier).removeprefix("==")
+        for pin in pins
+        if pin.marker is None or pin.marker.evaluate()
+    }
 
 
 def needed(project: dict[str, Any]) -> dict[str, str]:
