@@ -3,7 +3,7 @@
     python benchmarks/export.py --batch 1 8
 
 *kernels* is an exported file with our kernels registered, *standard* the same as any runtime computes it, *int8* one
-with linear layers in 8 bits, calibrated on noise; peers are models of timm as PyTorch exports them, for 224². Nothing
+with products in 8 bits, calibrated on noise; peers are models of timm as PyTorch exports them, for 224². Nothing
 of ours is timed that differs from PyTorch by more than 1e-5, but int8. Results: ``results/export.csv``. Stop other work
 first. Exporting takes some minutes; ``--files FOLDER`` keeps the files, so that another run only times.
 """

@@ -146,8 +146,14 @@ def test_int8(tmp_path: Path) -> None:
     assert 1e-4 < exported.error < 0.1
     content = onnx.load(exported.path)
     integers = {t.name for t in content.graph.initializer if t.data_type == onnx.TensorProto.INT8}
-    linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
-    assert len(integers) >= len(linear)
+    linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    dense = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and layer.groups == 1]
+    assert len(integers) >= len(linear) + len(dense)
+    depthwise = [layer.weight.shape for layer in model.modules() if isinstance(layer, nn.Conv2d) and layer.groups > 1]
+    floats = [
+        tuple(t.dims) for t in content.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) == 4
+    ]
+    assert sorted(map(tuple, depthwise)) == sorted(floats)
     with torch.no_grad():
         for kernels in (False, True):
             (logits,) = runner(exported.path, kernels=kernels)(batches[0])

@@ -61,7 +61,7 @@ class Example:
         output_names: A name for each result.
         metadata: For the file, values as JSON.
         inline: Standard operators alone.
-        calibration: Batches of images by which linear layers are quantised to 8 bits; none to leave them as they are.
+        calibration: Batches of images that calibrate 8-bit products; none to leave them as they are.
     """
 
     model: nn.Module
@@ -130,7 +130,7 @@ def export(
         dynamic: ``"batch"``, ``"size"``: what may differ from the example later; by default what can. Detectors
             take single images, files of OpenVINO one shape.
         precision: ``"float32"``; ``"float16"`` (weights and activations; the scans compute in float32); or ``"int8"``,
-            of ONNX (linear layers; all else in float32).
+            of ONNX (linear layers and dense convolutions; all else in float32).
         inline: Replace the scans' nodes by the standard operators that define them, for runtimes without functions.
         with_preprocessing: Put resizing, centre crop and normalisation of a classifier into the file, which then
             takes ``pixels``, uint8 (B, H, W, 3) of any size; what `model.info` says, or ImageNet's. Of ONNX.

@@ -20,7 +20,7 @@ from torch.export import Dim
 
 from vmamba.export import Example
 from vmamba.export.onnx_scan import DOMAIN, OPSET, VERSION, function_name, scan_function
-from vmamba.export.quantization import quantize_linear_layers
+from vmamba.export.quantization import quantize_products
 from vmamba.export.remarks import without_remarks
 from vmamba.files import atomic_write
 from vmamba.ort import runner
@@ -56,7 +56,7 @@ def convert(example: Example) -> OnnxFile:
     proto = _translate(example.model, (example.images,), ["images"], example.output_names, (axes,))
     proto = _finish(proto, example.metadata)
     if example.calibration:
-        proto = quantize_linear_layers(proto, example.calibration)
+        proto = quantize_products(proto, example.calibration)
     if example.inline:
         proto = onnx.inliner.inline_local_functions(proto)
     return _checked(proto)

@@ -13,7 +13,7 @@ from vmamba.errors import ExportError
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3}
 #: Of the boxes, scores, labels and masks of a detector.
 DETECTIONS = 1e-3
-#: Of linear layers in 8 bits. A failure of the translation is far above it; whether it will do is for the user to say.
+#: Of products in 8 bits. A failure of the translation is far above it; whether it will do is for the user to say.
 QUANTIZED = 0.5
 
 
