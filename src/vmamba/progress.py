@@ -12,6 +12,7 @@ from rich.text import Text
 from vmamba.terminal import console, printable
 
 _quiet = False
+_remarks_to_stderr = False
 
 
 class _Rate(ProgressColumn):
@@ -61,7 +62,18 @@ def is_quiet() -> bool:
     return _quiet
 
 
+@contextmanager
+def remarks_to_stderr(enable: bool = True) -> Iterator[None]:
+    """Print remarks on the error stream inside the ``with`` block, so that the output holds results alone."""
+    global _remarks_to_stderr
+    before, _remarks_to_stderr = _remarks_to_stderr, enable
+    try:
+        yield
+    finally:
+        _remarks_to_stderr = before
+
+
 def remark(text: object) -> None:
     """Print a line for people, unless it is to be quiet: what was written where, and the like."""
     if not _quiet:
-        print(printable(text), flush=True)
+        print(printable(text), file=sys.stderr if _remarks_to_stderr else sys.stdout, flush=True)

@@ -40,6 +40,21 @@ def test_cost(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["cost", "attention", "activation"])
+def test_json_is_all_of_the_output(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, image: Path, weights: Path
+) -> None:
+    arguments = ["vmamba_pico"] if name == "cost" else [str(image), "--checkpoint", str(weights), "--device", "cpu"]
+    assert main(["analyze", name, *arguments, "--image-size", "64", "--json", "--output", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    printed = json.loads(out)
+    assert "wrote " in err
+    if name == "cost":
+        assert len(printed) == len(read_csv(tmp_path / "cost.csv"))
+    else:
+        assert printed == json.loads((tmp_path / f"{name}.json").read_text())
+
+
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
     path = tmp_path / "image.png"
@@ -55,7 +70,7 @@ def weights(tmp_path: Path) -> Path:
 
 def test_attention(capsys: pytest.CaptureFixture[str], tmp_path: Path, image: Path, weights: Path) -> None:
     arguments = ("--checkpoint", weights, "--image-size", "64x96", "--block", "1.0", "--query", "0.99,0")
-    analyze(capsys, tmp_path, "attention", image, *arguments, "--normalised")
+    analyze(capsys, tmp_path, "attention", image, *arguments, "--normalised", "--device", "cpu")
     found = json.loads((tmp_path / "attention.json").read_text())
     assert (found["block"], found["grid"], found["queries"][0]["query"]) == ("stages.1.blocks.0", [8, 12], [7, 0])
     for route in found["queries"][0]["routes"]:

@@ -104,8 +104,11 @@ def test_options_are_spelt_alike(name: str) -> None:
         if option in options:
             assert (options[option].help or "").startswith(start), option
     silent = ("train", "tune", "serve", "push", "pull", "explore", "convert", "shapes", "demo", "completion")
-    pictures = ("analyze attention", "analyze activation")
-    assert ("--json" in options) == (name not in (*silent, *pictures))
+    assert ("--json" in options) == (name not in silent)
+    # Where nothing is computed, or by the CPU whatever else there is.
+    no_model = ("models", "env", "check-data", "push", "pull", "convert", "shapes", "completion")
+    on_cpu = ("export", "explore", "analyze cost", "analyze precision")
+    assert ("--device" in options) == (name not in (*no_model, *on_cpu))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from vmamba.cli.arguments import add_common
 from vmamba.cli.explanation import explain
-from vmamba.progress import quiet
+from vmamba.progress import quiet, remarks_to_stderr
 from vmamba.terminal import printable
 from vmamba_command import COMMANDS, command_of, interrupted, top_parser
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None, *, when_imported: Callable[[], 
     options = _parser(arguments).parse_args(arguments)
     try:
         when_imported()
-        with quiet(options.quiet):
+        with quiet(options.quiet), remarks_to_stderr(getattr(options, "json", False)):
             status: int = options.run(options)
     except KeyboardInterrupt as interruption:
         return interrupted(interruption)

@@ -72,5 +72,5 @@ def add_output(parser: argparse.ArgumentParser, folder: str) -> None:
     parser.add_argument("--output", type=Path, default=Path(folder), metavar="FOLDER", help=f"default: {folder}")
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print the results as a JSON array")
+def add_json(parser: argparse.ArgumentParser, form: str = "an array") -> None:
+    parser.add_argument("--json", action="store_true", help=f"print the results as JSON, {form}")

@@ -63,7 +63,14 @@ class ScanOptions(Settings):
     steps: int
 
 
-def train_pattern(problem: Problem, options: ScanOptions, seed: int, output: Path, lr: float = 4e-3) -> VMamba:
+def train_pattern(
+    problem: Problem,
+    options: ScanOptions,
+    seed: int,
+    output: Path,
+    processes: Processes | None = None,
+    lr: float = 4e-3,
+) -> VMamba:
     """Train a model of the study; one that was stopped goes on.
 
     Args:
@@ -71,6 +78,7 @@ def train_pattern(problem: Problem, options: ScanOptions, seed: int, output: Pat
         options: Names and length of the run.
         seed: Of the weights, and of what is seen in which order: the same for every pattern.
         output: Folder of the run.
+        processes: By default this one, on the CPU.
         lr: Peak learning rate.
     """
     recipe = Recipe(
@@ -78,7 +86,8 @@ def train_pattern(problem: Problem, options: ScanOptions, seed: int, output: Pat
         min_lr=0.0, warmup_epochs=0.1, clip_grad=1.0, log_every=max(options.steps // 50, 1), keep=1,
     )  # fmt: skip
     with quiet():
-        train(recipe, output, Processes(torch.device("cpu")), resume="auto", task=ScanTask(problem, options, seed))
+        task = ScanTask(problem, options, seed)
+        train(recipe, output, processes or Processes(torch.device("cpu")), resume="auto", task=task)
     return model_from_checkpoint(output / "weights" / "model.safetensors").eval()
 
 

@@ -13,8 +13,8 @@ from vmamba.analysis.activation import class_activation, dependence_map, last_st
 from vmamba.analysis.images import load_image
 from vmamba.checkpoints.info import ModelInfo
 from vmamba.cli.analyze.arguments import add_image_size, add_model, model, output_files, position, report, token
-from vmamba.cli.arguments import add_max_pixels, add_output
-from vmamba.cli.printing import write_json
+from vmamba.cli.arguments import add_json, add_max_pixels, add_output
+from vmamba.cli.printing import print_json, write_json
 from vmamba.progress import progress_bar
 from vmamba.tasks.classification.prediction import class_names
 from vmamba.terminal import printable
@@ -51,6 +51,7 @@ def add_to(commands: Commands) -> None:
         "--labels", type=Path, metavar="FILE", help="class names, one per line (default: the checkpoint's, ImageNet's)"
     )
     add_image_size(parser)
+    add_json(parser, "an object: what FOLDER/activation.json holds")
     add_output(parser, "analysis")
     parser.set_defaults(run=run)
 
@@ -59,14 +60,15 @@ def run(options: argparse.Namespace) -> int:
     table, stem = output_files(options, "activation", ".json", [options.image, options.checkpoint, options.labels])
     net = model(options)
     pixels, image = load_image(options.image, net, options.image_size, options.max_pixels)
+    image = image.to(next(net.parameters()).device)
     layer = options.layer or last_stage(net)
     grid = tuple(similarity_map(net, layer, image, (0, 0)).shape)
     tokens = [token(p, (grid[0], grid[1])) for p in options.position or POSITIONS]
     similarity, dependence = [], []
     with progress_bar("positions") as bar:
         for at in bar.track(tokens, description="maps"):
-            similarity.append(similarity_map(net, layer, image, at))
-            dependence.append(dependence_map(net, layer, image, at))
+            similarity.append(similarity_map(net, layer, image, at).detach().cpu())
+            dependence.append(dependence_map(net, layer, image, at).cpu())
     seen, label = class_activation(net, image, options.layer, options.target)
     known = cast(ModelInfo, getattr(net, "info", None) or ModelInfo()).class_names
     name = class_names(cast(int, net.num_classes), options.labels, known)[label]
@@ -75,7 +77,10 @@ def run(options: argparse.Namespace) -> int:
         for at, s, d in zip(tokens, similarity, dependence, strict=True)
     ]
     record = {"image": str(options.image), "layer": layer, "grid": grid, "positions": maps}
-    write_json(table, record | {"class": label, "name": name, "class_activation": seen.tolist()})
+    record |= {"class": label, "name": name, "class_activation": seen.tolist()}
+    write_json(table, record)
+    if options.json:
+        print_json(record)
     similarities, dependences = torch.stack(similarity).numpy(), torch.stack(dependence).numpy()
     pictures = draw.activation(pixels, tokens, similarities, dependences, seen.numpy(), stem, layer, printable(name))
     report([table, *pictures])

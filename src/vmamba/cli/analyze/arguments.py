@@ -13,7 +13,7 @@ from vmamba.analysis import draw
 from vmamba.analysis.attention import ss2d_layers
 from vmamba.analysis.models import load_model
 from vmamba.analysis.throughput import Speed
-from vmamba.cli.arguments import add_device, positive
+from vmamba.cli.arguments import add_device, device, positive
 from vmamba.cli.printing import print_json
 from vmamba.files import refuse_overwriting
 from vmamba.progress import remark
@@ -63,14 +63,20 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights, the authors' or ours")
     source.add_argument("--pretrained", action="store_true", help="the published weights of --model, downloaded once")
+    add_device(parser)
 
 
 def model(options: argparse.Namespace) -> nn.Module:
-    """The model of the arguments of `add_model`; says so where its weights are random."""
+    """The model of the arguments of `add_model`, on its device; says so where its weights are random."""
+    target = device(options.device)
     if options.checkpoint is None and not options.pretrained:
         remark("no --checkpoint or --pretrained: the weights are random")
     return load_model(
-        options.model, checkpoint=options.checkpoint, pretrained=options.pretrained, image_size=options.image_size
+        options.model,
+        checkpoint=options.checkpoint,
+        pretrained=options.pretrained,
+        image_size=options.image_size,
+        device=target,
     )
 
 

@@ -22,8 +22,8 @@ from vmamba.cli.analyze.arguments import (
     report,
     token,
 )
-from vmamba.cli.arguments import add_max_pixels, add_output
-from vmamba.cli.printing import write_json
+from vmamba.cli.arguments import add_json, add_max_pixels, add_output
+from vmamba.cli.printing import print_json, write_json
 from vmamba.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--signed", action="store_true", help="average the values over channels, not the magnitudes")
     parser.add_argument("--normalised", action="store_true", help="let the row of every route sum to one")
     add_image_size(parser)
+    add_json(parser, "an object: what FOLDER/attention.json holds")
     add_output(parser, "analysis")
     parser.set_defaults(run=run)
 
@@ -69,14 +70,15 @@ def run(options: argparse.Namespace) -> int:
     net = model(options)
     pixels, image = load_image(options.image, net, options.image_size, options.max_pixels)
     name = options.block or last_block_of_third_stage(net)
-    scans = block_scans(net, name, image)
+    scans = block_scans(net, name, image.to(next(net.parameters()).device))
     queries = [token(q, scans[0].grid) for q in options.query or QUERIES]
     rows = []
     with progress_bar("queries") as bar:
         for query in bar.track(queries, description="reading rows"):
-            rows.append(
-                attention_rows(scans, query, options.kind, magnitude=not options.signed, normalised=options.normalised)
+            maps = attention_rows(
+                scans, query, options.kind, magnitude=not options.signed, normalised=options.normalised
             )
+            rows.append(maps.cpu())
     routes = [scan.name for scan in scans]
     per_query = [
         {"query": query, "routes": [{"route": r, "row": m.tolist()} for r, m in zip(routes, maps, strict=True)]}
@@ -84,7 +86,10 @@ def run(options: argparse.Namespace) -> int:
     ]
     settings = {"image": str(options.image), "block": name, "grid": scans[0].grid, "kind": options.kind}
     settings |= {"values": "signed" if options.signed else "magnitudes", "normalised": options.normalised}
-    write_json(table, settings | {"queries": per_query})
+    record = settings | {"queries": per_query}
+    write_json(table, record)
+    if options.json:
+        print_json(record)
     title = f"{name}: {options.kind.replace('_', ' ')}" + (", normalised" if options.normalised else "")
     pictures = draw.attention(pixels, queries, torch.stack(rows).numpy(), routes, stem, title, signed=options.signed)
     report([table, *pictures])

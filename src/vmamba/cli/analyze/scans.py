@@ -13,13 +13,14 @@ from rich.table import Table
 from vmamba.analysis import draw
 from vmamba.checkpoints.saving import save_weights
 from vmamba.cli.analyze.arguments import output_files, report
-from vmamba.cli.arguments import add_json, add_output, positive
+from vmamba.cli.arguments import add_device, add_json, add_output, device, positive
 from vmamba.cli.printing import print_json
 from vmamba.progress import progress_bar
 from vmamba.studies.problems import PROBLEMS
 from vmamba.studies.scans import PATTERNS, Outcome, ScanOptions, accuracy, summary, train_pattern
 from vmamba.tables import Row, write_csv
 from vmamba.terminal import console
+from vmamba.training.distributed import Processes
 
 if TYPE_CHECKING:
     from vmamba.cli.arguments import Commands
@@ -38,6 +39,7 @@ def add_to(commands: Commands) -> None:
     parser.add_argument("--patterns", nargs="+", choices=PATTERNS, default=PATTERNS, help="default: all")
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="models per pattern (default 3)")
     parser.add_argument("--steps", type=positive, default=300, metavar="N", help="of 64 images each (default 300)")
+    add_device(parser)
     add_json(parser)
     add_output(parser, "analysis")
     parser.set_defaults(run=run)
@@ -47,7 +49,8 @@ def run(options: argparse.Namespace) -> int:
     outcomes: list[Outcome] = []
     weights: list[Path] = []
     target, stem = output_files(options, "scans", ".csv")
-    head = {"steps": str(options.steps), "torch": torch.__version__}
+    processes = Processes(device(options.device))
+    head = {"steps": str(options.steps), "torch": torch.__version__, "device": str(processes.device)}
     # Seed by seed, each model written down when it is done: an interrupted study is a smaller study, and goes on.
     runs = [(seed, pattern) for seed in range(options.seeds) for pattern in options.patterns]
     with progress_bar("models") as bar:
@@ -59,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
                 bar.update(bar_task, description=f"{name} {pattern} seed {seed}")
                 folder = options.output / "runs" / f"{name}_{pattern}_seed{seed}_{options.steps}_steps"
                 chosen = ScanOptions(problem=name, scan=pattern, steps=options.steps)
-                model = train_pattern(problem, chosen, seed, folder)
+                model = train_pattern(problem, chosen, seed, folder, processes)
                 outcomes += [Outcome(t, pattern, seed, accuracy(model, test)) for t, test in problem.tests.items()]
                 write_csv(target, _rows(outcomes), head)
                 if seed == 0:
