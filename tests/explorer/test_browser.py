@@ -186,9 +186,37 @@ def test_picture_of_ones_own(visit: Visit, site: Site) -> None:
         expected = site.model(pixels_of(site, 1)).softmax(-1).max()
     best = visit.page.locator("#classes li").first
     assert float(best.get_attribute("data-probability") or "nan") == pytest.approx(float(expected), abs=1e-4)
+    assert visit.page.locator("#thumbnails [aria-pressed=true]").count() == 0
 
     visit.page.locator("#file").set_input_files({"name": "notes.png", "mimeType": "image/png", "buffer": b"no picture"})
     playwright.expect(visit.page.get_by_role("alert")).to_contain_text("no picture that your browser can read")
+
+
+def test_page_without_pictures_asks_for_one(visit: Visit, site: Site) -> None:
+    page = visit.page
+    content = json.loads((site.folder / "site.json").read_text())
+    content["models"][0]["images"] = []
+    page.route("**/site.json", lambda route: route.fulfill(json=content))
+    page.reload()
+    playwright.expect(page.locator("#invitation")).to_contain_text("Choose a picture", timeout=SECONDS)
+    playwright.expect(page.get_by_role("alert")).to_be_hidden()
+    for hidden in ("#rows", "#field", ".position"):
+        playwright.expect(page.locator(hidden)).to_be_hidden()
+    with page.expect_file_chooser() as chooser:
+        page.locator("#invitation").click()
+    chooser.value.set_files(site.pictures[0])
+    visit.settled()
+    playwright.expect(page.locator("#invitation")).to_be_hidden()
+    assert page.locator("#classes li").count() == 3
+
+
+def test_model_that_is_missing(visit: Visit) -> None:
+    page = visit.page
+    page.route("**/model.onnx", lambda route: route.fulfill(status=404))
+    page.reload()
+    playwright.expect(page.get_by_role("alert")).to_have_text("models/0/model.onnx is missing (404)", timeout=SECONDS)
+    playwright.expect(page.locator("#invitation")).to_contain_text("could not be loaded")
+    visit.faults.clear()  # the browser's own message
 
 
 @pytest.mark.parametrize("width", [360, 1280])

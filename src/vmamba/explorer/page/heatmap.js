@@ -1,5 +1,20 @@
 // Drawing: a picture in grey, tokens coloured by weight, and where a route has come to.
 
+const SIZE = 560; // of a canvas in pixels, about
+
+/** Give a canvas whole pixels for every cell of a grid. */
+export function fit(canvas, [height, width]) {
+  canvas.width = width * Math.max(1, Math.round(SIZE / width));
+  canvas.height = height * Math.max(1, Math.round(SIZE / height));
+}
+
+/** The largest magnitude of values. */
+export function largestOf(values) {
+  let largest = 0;
+  for (const value of values) largest = Math.max(largest, Math.abs(value));
+  return largest;
+}
+
 function rgb(colour) {
   const [, r, g, b] = /^#(..)(..)(..)$/.exec(colour).map((part) => parseInt(part, 16));
   return [r, g, b];
