@@ -47,8 +47,8 @@ def freeze(model: M, precision: str = "float32", *, images: Images | None = None
         model: A VMamba of any form (classifier, features, detector, segmenter, or one `vmamba.layers.Block`), on the
             device and in the dtype in which it shall run. It is left as it is.
         precision: Of the matrix products of a float32 model on a CPU: ``"float32"``; ``"bfloat16"`` (errors near
-            5e-3); ``"int8"`` (weights by output channel, activations by token as they come). The rest, scans and
-            LayerNorms among it, is float32, as are the results. Slow where the processor has no instructions for it.
+            5e-3); ``"int8"`` (weights by output channel, activations by token as they come). LayerNorms, states of
+            scans and residuals are float32, as are the results. Slow where the processor has no instructions for it.
         images: Images to compare the result with the model on: inputs (N, 3, H, W), batches of them, or a folder.
             ``print(frozen)`` then says the error. Nothing is calibrated by them: every token has its own scale.
 

@@ -150,7 +150,7 @@ def packed_block(
         parameters: Of the convolution, weight (9, D) and bias (D,); Δ's weight (K, D, R), A (K, D, N), D (K, D) and Δ's
             bias (K, D) of the scan. All float32.
         hidden: Hidden channels of the MLP; 0 for none.
-        precision: That of `layers`. The scan is float32 in all of them.
+        precision: That of `layers`. In bfloat16 and int8 the scan's operands are bfloat16; its states are float32.
         pattern: As for `ss2d_scan`.
         eps: Of the LayerNorms.
 

@@ -148,6 +148,27 @@ def test_image_channels_and_storage(channels: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.usefixtures("_instruction_set")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_steps_and_decays_of_all_sizes(dtype: torch.dtype) -> None:
+    """Two tokens, the second without input: Δ, and exp(Δ A) Δ, of every channel by itself."""
+    bias, A = torch.linspace(-15, 100, 461), -torch.logspace(-3, 3, 461)
+    x = torch.tensor([1.0, 0.0]).view(1, 1, 2, 1).expand(-1, -1, -1, 461).to(dtype).contiguous()
+    dbc = torch.tensor([0.0, 1.0, 1.0]).expand(1, 1, 2, 1, 3).to(dtype).contiguous()
+    zeros = torch.zeros(1, 461)
+
+    def scan() -> Tensor:
+        operands = [x, dbc, zeros[..., None], A.view(1, 461, 1), zeros, bias[None]]
+        return native.ss2d_scan(SS2DOperands(*operands, "rows"))[0, 0].double()
+
+    step = torch.nn.functional.softplus(bias.double())
+    tolerance = {torch.float32: 2e-6, torch.bfloat16: 2.0**-8}[dtype]
+    expected = torch.stack([step, (step * A.double()).exp() * step])
+    assert ((scan() - expected).abs() / step).max() < tolerance
+    bias[3] = torch.nan
+    assert scan()[:, 3].isnan().all()
+
+
+@pytest.mark.usefixtures("_instruction_set")
 @pytest.mark.parametrize("rank", [1, 6, 24, 100])
 def test_image_ranks(rank: int) -> None:
     check_image(image_operands((7, 8), rank=rank, channels=48), "cross")

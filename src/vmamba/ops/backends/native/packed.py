@@ -1,7 +1,8 @@
 """Layers with packed weights in C++: what frozen models are computed by on a CPU.
 
-Weights lie in panels as the instruction set likes them, so packed tensors are for this process. Activations are
-float32; a product turns rows into its precision as it reads them, and adds bias, GELU and residual as it writes.
+Weights lie in panels as the instruction set likes them, so packed tensors are for this process. Activations between
+layers are float32; a product turns rows into its precision as it reads them, and adds bias, GELU and residual as it
+writes.
 """
 
 from __future__ import annotations

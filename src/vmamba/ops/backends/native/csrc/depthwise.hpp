@@ -1,26 +1,18 @@
 // The depthwise 3×3 convolution before the scan, and SiLU.
 #pragma once
 
-#include "functions.hpp"
 #include "parallel.hpp"
 #include "product_arguments.hpp"
-#include "tiles.hpp"
+#include "product_kinds.hpp"
+#include "rough.hpp"
 
 namespace {
 
 using vmamba::DepthwiseSilu;
 
-template <int M>
-VMAMBA_INLINE void silu_each(f32v (&x)[M]) {
-  f32v u[M];
-  for (int j = 0; j < M; ++j) u[j] = x[j];
-  exp_minus_abs(u);
-  for (int j = 0; j < M; ++j) x[j] = x[j] * ((x[j] < 0 ? u[j] : splat<f32v>(1.0f)) / (1 + u[j]));
-}
-
 // One row of the result and M vectors of channels from channel `at` on, of which `valid` exist.
-template <int M>
-VMAMBA_INLINE void depthwise_row(const DepthwiseSilu& c, int64_t image, int64_t row, int64_t at, int64_t valid) {
+template <int M, class S>
+VMAMBA_INLINE void depthwise_row(const DepthwiseSilu& c, S* y, int64_t image, int64_t row, int64_t at, int64_t valid) {
   constexpr int lanes = kLanes<float>;
   f32v weight[9][M], bias[M];
   for (int i = 0; i < 9; ++i) load_row<float>(weight[i], c.weight + i * c.channels + at, valid);
@@ -45,19 +37,23 @@ VMAMBA_INLINE void depthwise_row(const DepthwiseSilu& c, int64_t image, int64_t 
           for (int j = 0; j < M; ++j) sum[j] = fma(tap[j], weight[3 * i + k][j], sum[j]);
         }
     }
-    silu_each(sum);
-    store_row<float>(c.y + first + x * c.channels, sum, valid);
+    if constexpr (std::is_same<S, float>::value)
+      silu(sum);
+    else
+      rough_silu(sum);
+    for (int j = 0; j < M; ++j) store_columns(y + first + x * c.channels + j * lanes, sum[j], valid - j * lanes);
   }
 }
 
-inline void depthwise_silu(const DepthwiseSilu& c) {
+template <class S>
+void depthwise_silu(const DepthwiseSilu& c, S* y) {
   vmamba::for_each(c.threads, c.batch * c.height, c.width * c.channels, 0, [&](int64_t index, void*) {
     const int64_t image = index / c.height, row = index % c.height;
     int64_t at = 0;
     if constexpr (kVectorBytes == 64)
       for (; at + 2 * kLanes<float> <= c.channels; at += 2 * kLanes<float>)
-        depthwise_row<2>(c, image, row, at, c.channels - at);
-    for (; at < c.channels; at += kLanes<float>) depthwise_row<1>(c, image, row, at, c.channels - at);
+        depthwise_row<2>(c, y, image, row, at, c.channels - at);
+    for (; at < c.channels; at += kLanes<float>) depthwise_row<1>(c, y, image, row, at, c.channels - at);
   });
 }
 

@@ -102,6 +102,15 @@ VMAMBA_INLINE void softplus(V (&z)[M]) {
   softplus_from(z, u);
 }
 
+// x / (1 + e^-x), in place.
+template <int M>
+VMAMBA_INLINE void silu(f32v (&x)[M]) {
+  f32v u[M];
+  for (int j = 0; j < M; ++j) u[j] = x[j];
+  exp_minus_abs(u);
+  for (int j = 0; j < M; ++j) x[j] = x[j] * ((x[j] < 0 ? u[j] : splat<f32v>(1.0f)) / (1 + u[j]));
+}
+
 // Δ = softplus(z), in place, and its derivative 1 / (1 + e^-z).
 template <int M, class V>
 VMAMBA_INLINE void softplus_with_slope(V (&z)[M], V (&slope)[M]) {

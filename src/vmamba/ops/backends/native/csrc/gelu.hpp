@@ -1,17 +1,14 @@
 // GELU on vectors: x Φ(x) = max(x, 0) - a Φ(-a) with a = |x|, a term that is zero soon.
 #pragma once
 
-#include "functions.hpp"
+#include "lookup.hpp"
 
 namespace {
 
-VMAMBA_INLINE f32v absolute(f32v v) { return (f32v)((u32v)v & 0x7fffffffu); }
-
 #if defined(__AVX512F__)
 
-// Taylor-like coefficients of a Φ(-a) around a multiple of 1 / 5.25, for the 32 of them below 6, beyond which it is
-// flat. Every interval has its own fit (Lawson's weighting); a permutation is a table of 32 entries.
-alignas(64) constexpr float kGelu[5][32] = {
+// a Φ(-a), to 3e-8.
+alignas(64) constexpr Table<5, 32> kGelu = {
     {0.0f,
      0x1.4b2a78p-4f,
      0x1.12547cp-3f,
@@ -70,21 +67,10 @@ alignas(64) constexpr float kGelu[5][32] = {
      0x1.34a08ap-20f, 0x1.d9c466p-22f},
 };
 
-VMAMBA_INLINE f32v entry(const float* table, f32v index) {
-  return (f32v)_mm512_permutex2var_ps((__m512)load(table), (__m512i)index, (__m512)load(table + 16));
-}
-
-// To 3e-8.
 template <int M>
 VMAMBA_INLINE void gelu_each(f32v (&x)[M]) {
-  f32v a[M], index[M], p[M];
-  for (int j = 0; j < M; ++j) a[j] = at_most(splat<f32v>(5.99f), absolute(x[j]));
-  for (int j = 0; j < M; ++j) index[j] = fma(a[j], splat<f32v>(5.25f), splat<f32v>(kRound));
-  for (int j = 0; j < M; ++j) a[j] = fma(index[j] - kRound, splat<f32v>(-1 / 5.25f), a[j]);
-  for (int j = 0; j < M; ++j) p[j] = fma(entry(kGelu[4], index[j]), a[j], entry(kGelu[3], index[j]));
-  for (int j = 0; j < M; ++j) p[j] = fma(p[j], a[j], entry(kGelu[2], index[j]));
-  for (int j = 0; j < M; ++j) p[j] = fma(p[j], a[j], entry(kGelu[1], index[j]));
-  for (int j = 0; j < M; ++j) p[j] = fma(p[j], a[j], entry(kGelu[0], index[j]));
+  f32v p[M];
+  look_up(kGelu, 5.25f, x, p);
   for (int j = 0; j < M; ++j) x[j] = at_least(splat<f32v>(0.0f), x[j]) - p[j];
 }
 
@@ -111,20 +97,5 @@ VMAMBA_INLINE void gelu_each(f32v (&x)[M]) {
 }
 
 #endif
-
-// To 1.3e-4, a tenth of what bfloat16 rounds off at one.
-template <int M>
-VMAMBA_INLINE void rough_gelu_each(f32v (&x)[M]) {
-  f32v a[M], p[M];
-  for (int j = 0; j < M; ++j) a[j] = at_most(splat<f32v>(4.0f), absolute(x[j]));
-  for (int j = 0; j < M; ++j) p[j] = fma(a[j], splat<f32v>(0x1.96f77p-15f), splat<f32v>(-0x1.78b1eep-10f));
-  for (int j = 0; j < M; ++j) p[j] = fma(p[j], a[j], splat<f32v>(0x1.f2e40ep-7f));
-  for (int j = 0; j < M; ++j) p[j] = fma(p[j], a[j], splat<f32v>(-0x1.37bcc2p-4f));
-  for (int j = 0; j < M; ++j) p[j] = fma(p[j], a[j], splat<f32v>(0x1.68afa4p-3f));
-  for (int j = 0; j < M; ++j) p[j] = fma(p[j], a[j], splat<f32v>(-0x1.4d20b8p-4f));
-  for (int j = 0; j < M; ++j) p[j] = fma(p[j], a[j], splat<f32v>(-0x1.7b8b4p-2f));
-  for (int j = 0; j < M; ++j) p[j] = fma(p[j], a[j], splat<f32v>(0x1.fc9a02p-2f));
-  for (int j = 0; j < M; ++j) x[j] = fma(-a[j], p[j], at_least(splat<f32v>(0.0f), x[j]));
-}
 
 }  // namespace

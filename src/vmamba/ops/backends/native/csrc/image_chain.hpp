@@ -20,11 +20,11 @@ inline void prepare_tile(const ScanTile<T, S>& tile, T* decays) {
       Vec<T> step[M], decay[M];
       T* steps = tile.step + t * tile.width + at;
       for (int j = 0; j < M; ++j) step[j] = load(steps + j * lanes);
-      softplus(step);
+      softplus_for<Output::kSet, S>(step);
       for (int j = 0; j < M; ++j) store(steps + j * lanes, step[j]);
       for (int64_t n = 0; n < tile.states; ++n) {
         for (int j = 0; j < M; ++j) decay[j] = step[j] * load(tile.rate + n * tile.width + at + j * lanes);
-        exp2_each(decay);
+        exp2_for<Output::kSet, S>(decay);
         T* to = decays + (n * tile.count + t) * tile.width + at;
         for (int j = 0; j < M; ++j) store(to + j * lanes, decay[j]);
       }

@@ -5,7 +5,7 @@
 
 namespace vmamba {
 
-// How weights are stored and multiplied. Activations are float32 outside of a product.
+// How weights are stored and multiplied. Activations are float32 between layers.
 enum class Precision : int { kFloat32, kBFloat16, kInt8 };
 
 // Weights as `Products::pack` leaves them.
@@ -15,14 +15,15 @@ struct PackedLayer {
   Precision precision;
 };
 
-// y = layer(normalise(x)) of every row; then GELU; then plus the residual.
+// y = layer(normalise(x)) of every row; then GELU; then plus the residual. X and Y are float or bfloat16.
+template <class X = float, class Y = float>
 struct PackedLinear {
   PackedLayer layer;
-  const float* x;  // (rows, inputs)
+  const X* x;  // (rows, inputs)
   int64_t rows;
   float eps;              // of the normalisation; negative for none
   const float* residual;  // (rows, outputs) or null
-  float* y;               // (rows, outputs)
+  Y* y;                   // (rows, outputs)
   bool gelu;
   int threads;
 };
@@ -63,7 +64,6 @@ struct DepthwiseSilu {
   const float* x;       // (B, H, W, D)
   const float* weight;  // (9, D)
   const float* bias;    // (D)
-  float* y;             // (B, H, W, D)
   int64_t batch, height, width, channels;
   int threads;
 };
@@ -72,9 +72,8 @@ struct DepthwiseSilu {
 struct Products {
   int64_t (*packed_bytes)(Precision, int64_t inputs, int64_t outputs);
   void (*pack)(Precision, int64_t inputs, int64_t outputs, const float* weight, const float* bias, void* memory);
-  void (*linear)(const PackedLinear&);
+  void (*linear)(const PackedLinear<>&);
   void (*convolution)(const PackedConvolution&);
-  void (*depthwise_silu)(const DepthwiseSilu&);
   void (*block)(const PackedBlock&, void (*scan)(const ImageScan&, void* y));
 };
 

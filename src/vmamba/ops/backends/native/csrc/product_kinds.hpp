@@ -29,16 +29,25 @@ VMAMBA_INLINE void store_as(bfloat16* to, f32v v) {
   memcpy(to, &bits, sizeof bits);
 }
 
+// The first `valid` lanes only.
+template <class S>
+VMAMBA_INLINE void store_columns(S* to, f32v v, int64_t valid) {
+  if (valid >= kLanes<float>) return store_as(to, v);
+  S lanes[kLanes<float>];
+  store_as(lanes, v);
+  for (int64_t i = 0; i < valid; ++i) to[i] = lanes[i];
+}
+
 // A row of bytes q stands for scale · q + start.
 struct RowScale {
   float scale = 1, start = 0;
 };
 
 // Calls body(v, at) for every vector of a row; the lanes that the last one lacks are zeros.
-template <class Body>
-VMAMBA_INLINE void for_row(const float* row, int64_t inputs, const Body& body) {
+template <class X, class Body>
+VMAMBA_INLINE void for_row(const X* row, int64_t inputs, const Body& body) {
   int64_t at = 0;
-  for (; at + kLanes<float> <= inputs; at += kLanes<float>) body(load(row + at), at);
+  for (; at + kLanes<float> <= inputs; at += kLanes<float>) body(load_as<float>(row + at), at);
   if (at < inputs) body(load_some<float>(row + at, int(inputs - at)), at);
 }
 
@@ -46,10 +55,11 @@ struct Float32 {
   using Sum = f32v;
   using Stored = float;
   static constexpr int kPerWord = 1;
-  static constexpr bool kRough = false;  // results need no more digits than bfloat16 has
+  using Between = float;  // of the activations inside a block
   static VMAMBA_INLINE Sum dot(u32v a, u32v b, Sum sum) { return fma((f32v)a, (f32v)b, sum); }
 
-  static RowScale convert(const float* row, float mean, float factor, int64_t inputs, uint32_t* words) {
+  template <class X>
+  static RowScale convert(const X* row, float mean, float factor, int64_t inputs, uint32_t* words) {
     float* to = reinterpret_cast<float*>(words);
     for_row(row, inputs, [=](f32v v, int64_t at) { store(to + at, (v - mean) * factor); });
     return {};
@@ -64,8 +74,8 @@ struct Float32 {
 struct BFloat16 {
   using Sum = f32v;
   using Stored = bfloat16;
+  using Between = bfloat16;
   static constexpr int kPerWord = 2;
-  static constexpr bool kRough = true;
   static VMAMBA_INLINE Sum dot(u32v a, u32v b, Sum sum) {
 #if defined(__AVX512BF16__)
     return (f32v)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
@@ -75,9 +85,13 @@ struct BFloat16 {
 #endif
   }
 
-  static RowScale convert(const float* row, float mean, float factor, int64_t inputs, uint32_t* words) {
+  template <class X>
+  static RowScale convert(const X* row, float mean, float factor, int64_t inputs, uint32_t* words) {
     bfloat16* to = reinterpret_cast<bfloat16*>(words);
-    for_row(row, inputs, [=](f32v v, int64_t at) { store_as(to + at, (v - mean) * factor); });
+    if constexpr (std::is_same<X, bfloat16>::value)  // inside a block, where mean and factor are 0 and 1
+      memcpy(to, row, size_t(inputs) * sizeof *to);
+    else
+      for_row(row, inputs, [=](f32v v, int64_t at) { store_as(to + at, (v - mean) * factor); });
     if (inputs % 2) to[inputs].bits = 0;
     return {};
   }
@@ -94,8 +108,8 @@ struct BFloat16 {
 struct Int8 {
   using Sum = i32v;
   using Stored = float;
+  using Between = bfloat16;
   static constexpr int kPerWord = 4;
-  static constexpr bool kRough = true;
   static VMAMBA_INLINE Sum dot(u32v a, u32v b, Sum sum) {
 #if defined(__AVX512VNNI__)
     return (i32v)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
@@ -106,11 +120,12 @@ struct Int8 {
 #endif
   }
 
-  static RowScale convert(const float* row, float mean, float factor, int64_t inputs, uint32_t* words) {
-    f32v low = splat<f32v>(row[0]), high = low;
+  template <class X>
+  static RowScale convert(const X* row, float mean, float factor, int64_t inputs, uint32_t* words) {
+    f32v low = splat<f32v>(load_some<float>(row, 1)[0]), high = low;
     int64_t at = 0;
     for (; at + kLanes<float> <= inputs; at += kLanes<float>) {
-      const f32v v = load(row + at);
+      const f32v v = load_as<float>(row + at);
       low = low < v ? low : v;
       high = high > v ? high : v;
     }
@@ -119,9 +134,10 @@ struct Int8 {
       lowest = low[i] < lowest ? low[i] : lowest;
       highest = high[i] > highest ? high[i] : highest;
     }
-    for (; at < inputs; ++at) {
-      lowest = row[at] < lowest ? row[at] : lowest;
-      highest = row[at] > highest ? row[at] : highest;
+    const f32v last = load_some<float>(row + at, int(inputs - at));
+    for (int i = 0; i < inputs - at; ++i) {
+      lowest = last[i] < lowest ? last[i] : lowest;
+      highest = last[i] > highest ? last[i] : highest;
     }
     const float range = highest - lowest, steps = range > 0 ? 255 / range : 0.0f;
     uint8_t* to = reinterpret_cast<uint8_t*>(words);

@@ -17,14 +17,14 @@ PackedLayer layer(Precision precision, const Addresses& addresses, const Sizes& 
 
 void linear(const std::string& isa, int precision, int threads, const Sizes& sizes, const Addresses& in, float eps,
             bool gelu) {
-  const PackedLinear l{{pointer(in, 0), sizes.at(1), sizes.at(2), Precision(precision)},
-                       floats(in, 1),
-                       sizes.at(0),
-                       eps,
-                       floats(in, 2),
-                       floats(in, 3),
-                       gelu,
-                       threads};
+  const PackedLinear<> l{{pointer(in, 0), sizes.at(1), sizes.at(2), Precision(precision)},
+                         floats(in, 1),
+                         sizes.at(0),
+                         eps,
+                         floats(in, 2),
+                         floats(in, 3),
+                         gelu,
+                         threads};
   const Products& products = products_for(isa);
   nb::gil_scoped_release release;
   products.linear(l);

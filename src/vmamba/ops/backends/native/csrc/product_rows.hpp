@@ -15,10 +15,11 @@ constexpr int64_t kBlockBytes = 256 * 1024;  // of a block of rows: it stays in 
 inline int64_t word_stride(int64_t depth) { return round_up(depth, 16) + 16; }
 
 // Rows of a matrix.
+template <class X>
 struct MatrixRows {
-  const float* x;
+  const X* x;
   int64_t inputs;
-  const float* operator()(int64_t row, float*) const { return x + row * inputs; }
+  const X* operator()(int64_t row, float*) const { return x + row * inputs; }
 };
 
 // Patches of a map, a row for each pixel of the result, ordered (k, k, channels), with zeros around the map.
@@ -95,8 +96,11 @@ VMAMBA_INLINE RowScale moments(const float* row, int64_t inputs, float eps) {
 template <class Kind, class Source>
 void words_of(const Source& source, int64_t first, int64_t count, int64_t inputs, float eps, float* buffer,
               uint32_t* words, int64_t stride, RowScale* scales) {
-  for (int64_t m = 0; m < count; ++m)  // by themselves, so that several rows are under way at once
-    scales[m] = eps >= 0 ? moments(source(first + m, buffer), inputs, eps) : RowScale{};
+  for (int64_t m = 0; m < count; ++m) {  // by themselves, so that several rows are under way at once
+    scales[m] = {};
+    if constexpr (std::is_same<decltype(source(first, buffer)), const float*>::value)
+      if (eps >= 0) scales[m] = moments(source(first + m, buffer), inputs, eps);
+  }
   for (int64_t m = 0; m < count; ++m)
     scales[m] = Kind::convert(source(first + m, buffer), scales[m].start, scales[m].scale, inputs, words + m * stride);
 }
@@ -119,8 +123,8 @@ struct Division {
 };
 
 // `finish(first, count)` is called for rows of which all columns are there.
-template <class Kind, class Source, class Finish>
-void linear_of(const Source& source, const PackedLinear& l, const Finish& finish) {
+template <class Kind, class Source, class X, class Y, class Finish>
+void linear_of(const Source& source, const PackedLinear<X, Y>& l, const Finish& finish) {
   const Panels p = Panels::of(l.layer, Kind{});
   const int64_t stride = word_stride(p.depth);
   const Division d(l.rows, stride * 4, p.count(), l.threads);
@@ -133,17 +137,17 @@ void linear_of(const Source& source, const PackedLinear& l, const Finish& finish
     float* buffer = reinterpret_cast<float*>(words + d.height * stride);
     RowScale* scales = reinterpret_cast<RowScale*>(buffer + word_stride(p.inputs));
     words_of<Kind>(source, first, count, p.inputs, l.eps, buffer, words, stride, scales);
-    const Results<float> to{l.y + first * p.outputs, p.outputs, l.residual ? l.residual + first * p.outputs : nullptr,
-                            p.outputs, l.gelu};
+    const Results<Y> to{l.y + first * p.outputs, p.outputs, l.residual ? l.residual + first * p.outputs : nullptr,
+                        p.outputs, l.gelu};
     multiply<Kind>(words, stride, count, scales, p, panels * group / d.groups, panels * (group + 1) / d.groups, to);
     if (d.groups == 1) finish(first, count);
   });
   if (d.groups > 1) finish(0, l.rows);
 }
 
-template <class Kind>
-void linear(const PackedLinear& l) {
-  linear_of<Kind>(MatrixRows{l.x, l.layer.inputs}, l, [](int64_t, int64_t) {});
+template <class Kind, class X, class Y>
+void linear(const PackedLinear<X, Y>& l) {
+  linear_of<Kind>(MatrixRows<X>{l.x, l.layer.inputs}, l, [](int64_t, int64_t) {});
 }
 
 // y + fc2(gelu(fc1(normalise(y)))), in place. The hidden rows of a block stay in the second-level cache.
@@ -158,8 +162,8 @@ void mlp_in_place(const PackedLayer& fc1, const PackedLayer& fc2, float eps, flo
   const Division d(rows, words_of_row * 2, out.count(), threads);
   if (d.groups > 1) {
     const vmamba::Memory hidden(rows * out.inputs * int64_t(sizeof(float)));
-    linear<Kind>({fc1, y, rows, eps, nullptr, hidden.as<float>(), true, threads});
-    return linear<Kind>({fc2, hidden.as<float>(), rows, -1, y, y, false, threads});
+    linear<Kind>(PackedLinear<>{fc1, y, rows, eps, nullptr, hidden.as<float>(), true, threads});
+    return linear<Kind>(PackedLinear<>{fc2, hidden.as<float>(), rows, -1, y, y, false, threads});
   }
   const int64_t scratch = d.height * (words_of_row * 4 + int64_t(sizeof(RowScale)));
   vmamba::for_each(threads, d.blocks, d.height * in.depth * in.columns / 8, scratch, [&](int64_t index, void* memory) {
@@ -169,7 +173,8 @@ void mlp_in_place(const PackedLayer& fc1, const PackedLayer& fc2, float eps, flo
     uint32_t* hidden = words + d.height * stride;
     float* floats = reinterpret_cast<float*>(hidden + d.height * hidden_stride);
     RowScale* scales = reinterpret_cast<RowScale*>(hidden + d.height * (words_of_row - stride));
-    words_of<Kind>(MatrixRows{rows_of_block, in.inputs}, 0, count, in.inputs, eps, nullptr, words, stride, scales);
+    words_of<Kind>(MatrixRows<float>{rows_of_block, in.inputs}, 0, count, in.inputs, eps, nullptr, words, stride,
+                   scales);
     const int64_t results_stride = direct ? hidden_stride * Kind::kPerWord : wide;
     S* results = direct ? reinterpret_cast<S*>(hidden) : reinterpret_cast<S*>(floats);
     multiply<Kind>(words, stride, count, scales, in, 0, in.count(),
@@ -178,7 +183,7 @@ void mlp_in_place(const PackedLayer& fc1, const PackedLayer& fc2, float eps, flo
       for (int64_t m = 0; m < count; ++m)  // what fills up the last word of a row
         for (int64_t i = out.inputs; i < out.depth * Kind::kPerWord; ++i) results[m * results_stride + i] = {};
     } else {
-      words_of<Kind>(MatrixRows{floats, wide}, 0, count, out.inputs, -1, nullptr, hidden, hidden_stride, scales);
+      words_of<Kind>(MatrixRows<float>{floats, wide}, 0, count, out.inputs, -1, nullptr, hidden, hidden_stride, scales);
     }
     const Results<float> to{rows_of_block, out.outputs, rows_of_block, out.outputs, false};
     multiply<Kind>(hidden, hidden_stride, count, scales, out, 0, out.count(), to);
@@ -213,7 +218,7 @@ inline void normalise_rows(float* y, int64_t rows, int64_t channels, const float
 template <class Kind>
 void convolution(const PackedConvolution& c) {
   const int64_t rows = c.batch * c.out_height() * c.out_width(), channels = c.layer.outputs;
-  const PackedLinear l{c.layer, nullptr, rows, -1, nullptr, c.y, c.gelu && !c.norm_weight, c.threads};
+  const PackedLinear<> l{c.layer, nullptr, rows, -1, nullptr, c.y, c.gelu && !c.norm_weight, c.threads};
   linear_of<Kind>(PatchRows(c), l, [&](int64_t first, int64_t count) {
     if (c.norm_weight)
       normalise_rows(c.y + first * channels, count, channels, c.norm_weight, c.norm_bias, c.eps, c.gelu);

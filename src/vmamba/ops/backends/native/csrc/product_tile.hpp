@@ -4,6 +4,7 @@
 #include "gelu.hpp"
 #include "product_arguments.hpp"
 #include "product_kinds.hpp"
+#include "rough.hpp"
 
 namespace {
 
@@ -153,14 +154,6 @@ VMAMBA_INLINE f32v finish(i32v sum, const Panels& p, int64_t column, const RowSc
   return fma(__builtin_convertvector(sum, f32v) * row.scale, load(p.scale + column), start);
 }
 
-template <class S>
-VMAMBA_INLINE void store_columns(S* to, f32v v, int64_t valid) {
-  if (valid >= kLanes<float>) return store_as(to, v);
-  S lanes[kLanes<float>];
-  store_as(lanes, v);
-  for (int64_t i = 0; i < valid; ++i) to[i] = lanes[i];
-}
-
 template <class Kind, int V, class S>
 void finish_tile(const typename Kind::Sum* sums, int64_t rows, const Panels& p, int64_t column, const RowScale* scales,
                  const Results<S>& results) {
@@ -169,10 +162,10 @@ void finish_tile(const typename Kind::Sum* sums, int64_t rows, const Panels& p, 
     f32v y[V];
     for (int v = 0; v < V; ++v) y[v] = finish(sums[m * V + v], p, column + v * lanes, scales[m]);
     if (results.gelu) {
-      if constexpr (Kind::kRough)
-        rough_gelu_each(y);
-      else
+      if constexpr (std::is_same<Kind, Float32>::value)
         gelu_each(y);
+      else
+        rough_gelu(y);
     }
     for (int v = 0; v < V; ++v) {
       const int64_t at = column + v * lanes, valid = p.outputs - at;

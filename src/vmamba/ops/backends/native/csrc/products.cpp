@@ -23,7 +23,7 @@ void pack(Precision precision, int64_t inputs, int64_t outputs, const float* wei
   });
 }
 
-void linear_any(const PackedLinear& l) {
+void linear_any(const PackedLinear<>& l) {
   for_precision(l.layer.precision, [&](auto kind) { linear<decltype(kind)>(l); });
 }
 
@@ -40,6 +40,6 @@ void block_any(const PackedBlock& b, void (*scan)(const ImageScan&, void* y)) {
 #define VMAMBA_NAME_(isa) products_##isa
 #define VMAMBA_NAME(isa) VMAMBA_NAME_(isa)
 extern const Products VMAMBA_NAME(VMAMBA_ISA);
-const Products VMAMBA_NAME(VMAMBA_ISA) = {packed_bytes, pack, linear_any, convolution_any, depthwise_silu, block_any};
+const Products VMAMBA_NAME(VMAMBA_ISA) = {packed_bytes, pack, linear_any, convolution_any, block_any};
 
 }  // namespace vmamba

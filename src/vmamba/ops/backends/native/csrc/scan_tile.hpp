@@ -1,7 +1,7 @@
 // The forward scan of one tile of tokens and one block of channels.
 #pragma once
 
-#include "functions.hpp"
+#include "rough.hpp"
 #include "tiles.hpp"
 
 namespace {
@@ -28,6 +28,22 @@ struct ScanTile {
   const T* skip;          // (w)
 };
 
+// softplus and 2^t for results beside activations of storage type S. States alone are for gradients, which are exact.
+template <Output kind, class S, int M, class V>
+VMAMBA_INLINE void softplus_for(V (&z)[M]) {
+  if constexpr (std::is_same<S, bfloat16>::value && kind != Output::kNone)
+    rough_softplus(z);
+  else
+    softplus(z);
+}
+template <Output kind, class S, int M, class V>
+VMAMBA_INLINE void exp2_for(V (&t)[M]) {
+  if constexpr (std::is_same<S, bfloat16>::value && kind != Output::kNone)
+    rough_exp2(t);
+  else
+    exp2_each(t);
+}
+
 // One state: Δ, decay, recurrence and output of M vectors of channels stay in registers. All channels of a `whole`
 // group exist.
 template <Output kind, bool whole, int M, class T, class S>
@@ -44,9 +60,9 @@ VMAMBA_INLINE void scan_one_state(const ScanTile<T, S>& tile, int64_t at) {
   for (int64_t t = 0; t < tile.count; ++t) {
     V step[M], decay[M], x[M], y[M];
     for (int j = 0; j < M; ++j) step[j] = load(tile.step + t * tile.width + at + j * lanes);
-    if (tile.softplus) softplus(step);
+    if (tile.softplus) softplus_for<kind, S>(step);
     for (int j = 0; j < M; ++j) decay[j] = step[j] * rate[j];
-    exp2_each(decay);
+    exp2_for<kind, S>(decay);
     load_row<T>(x, tile.x + tile.offset[t] + at, valid);
     const V b = splat<V>(tile.rows[t][0]), c = splat<V>(tile.rows[t][1]);
     for (int j = 0; j < M; ++j) {
@@ -76,7 +92,7 @@ VMAMBA_INLINE void scan_states(const ScanTile<T, S>& tile, int64_t at) {
     if (tile.softplus) {
       T* steps = tile.step + t * tile.width + at;
       for (int j = 0; j < M; ++j) step[j] = load(steps + j * lanes);
-      softplus(step);
+      softplus_for<kind, S>(step);
       for (int j = 0; j < M; ++j) store(steps + j * lanes, step[j]);
     }
     if (kind == Output::kSet || kind == Output::kVisit) {
@@ -102,7 +118,7 @@ VMAMBA_INLINE void scan_states(const ScanTile<T, S>& tile, int64_t at) {
         step[j] = load(tile.step + t * tile.width + at + j * lanes);
         decay[j] = step[j] * rate[j];
       }
-      exp2_each(decay);
+      exp2_for<kind, S>(decay);
       load_row<T>(x, tile.x + tile.offset[t] + at, tile.valid - at);
       const V b = splat<V>(tile.rows[t][n]), c = splat<V>(tile.rows[t][tile.states + n]);
       for (int j = 0; j < M; ++j) {

@@ -140,10 +140,20 @@ VMAMBA_INLINE void store(T* to, Vec<T> v) {
   memcpy(to, &v, sizeof v);
 }
 
+#if defined(__AVX512F__)
+VMAMBA_INLINE __mmask16 first_lanes(int valid) { return __mmask16(valid > 0 ? (1u << valid) - 1 : 0); }
+#endif
+
 // The first `valid` lanes only; the rest read as zero and are never written.
 template <class T, class S>
 VMAMBA_INLINE Vec<T> load_some(const S* from, int valid) {
   if (valid >= kLanes<T>) return load_as<T>(from);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(S) == 2 && sizeof(T) == 4)
+    return widen((u16v)_mm256_maskz_loadu_epi16(first_lanes(valid), from), S{});
+  else if constexpr (sizeof(T) == 4)
+    return (Vec<T>)_mm512_maskz_loadu_ps(first_lanes(valid), from);
+#endif
   S lanes[kLanes<T>] = {};
   for (int i = 0; i < valid; ++i) lanes[i] = from[i];
   return load_as<T>(lanes);
@@ -152,6 +162,9 @@ VMAMBA_INLINE Vec<T> load_some(const S* from, int valid) {
 template <class T>
 VMAMBA_INLINE void store_some(T* to, Vec<T> v, int valid) {
   if (valid >= kLanes<T>) return store(to, v);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return _mm512_mask_storeu_ps(to, first_lanes(valid), (__m512)v);
+#endif
   T lanes[kLanes<T>];
   store(lanes, v);
   for (int i = 0; i < valid; ++i) to[i] = lanes[i];
