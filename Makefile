@@ -13,8 +13,9 @@ TIMM := $(shell sed -n 's/^timm==//p' constraints.txt)
 demo: $(VENV)/installed
 	$(BIN)/vmamba demo
 
-test: $(VENV)/installed .cache/timm-$(TIMM) $(VENV)/browser lint test-openmmlab
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+test: $(VENV)/installed
+	$(MAKE) --jobs=$(JOBS) lint .cache/timm-$(TIMM) $(VENV)/browser test-openmmlab
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 # Without what takes long: whole training runs, timm's suite, interpreted kernels. Under 3 minutes on two cores.
 test-fast: $(VENV)/installed

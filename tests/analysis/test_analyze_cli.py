@@ -106,18 +106,17 @@ def test_throughput(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     rows = read_csv(tmp_path / "throughput.csv")
     assert [row["model"] for row in rows] == ["vmamba_pico", "test_convnext"]
     assert float(rows[0]["images_per_s"]) == pytest.approx(2e3 / float(rows[0]["ms"]), rel=1e-2)
-    analyze(capsys, tmp_path, "throughput", *arguments, "--mode", "inference", "--precision", "int8", "--device", "cpu")
-    models = [row["model"] for row in read_csv(tmp_path / "throughput.csv")]
-    assert models == ["vmamba_pico", "vmamba_pico frozen int8", "test_convnext"]
+    frozen = ("--mode", "inference", "--precision", "int8", "--device", "cpu")
+    analyze(capsys, tmp_path, "throughput", arguments[0], *arguments[2:], *frozen)
+    assert [row["model"] for row in read_csv(tmp_path / "throughput.csv")] == ["vmamba_pico", "vmamba_pico frozen int8"]
 
 
 def test_precision(capsys: pytest.CaptureFixture[str], tmp_path: Path, image: Path, weights: Path) -> None:
     analyze(capsys, tmp_path, "precision", image, "--checkpoint", weights, "--rounds", 2)
     rows = {row["precision"]: row for row in read_csv(tmp_path / "precision.csv")}
     assert list(rows) == ["float32", "bfloat16", "int8"]
-    errors = [float(row["relative_error"]) for row in rows.values()]
-    assert errors == sorted(errors)
-    assert errors[0] < 1e-5
+    for precision, error in (("float32", 1e-5), ("bfloat16", 2e-2), ("int8", 5e-2)):
+        assert float(rows[precision]["relative_error"]) < error, precision
     assert rows["float32"]["agreement"] == "1.0000"
 
 

@@ -56,9 +56,9 @@ def by_image(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+@pytest.mark.parametrize(("name", "rounds"), [("rows.jsonl", 3), ("rows.parquet", 2)])
 def test_killed_at_random_every_image_comes_once(
-    name: str, run: Run, weights: Path, many: Path, tmp_path: Path
+    name: str, rounds: int, run: Run, weights: Path, many: Path, tmp_path: Path
 ) -> None:
     options = ["--checkpoint", str(weights), "--image-size", "32", "--workers", "2", "--batch-size", "8"]
     assert run("predict", many, *options, "--output", tmp_path / "whole" / name) == 1
@@ -66,7 +66,7 @@ def test_killed_at_random_every_image_comes_once(
     command = [sys.executable, "-m", "vmamba", "predict", str(many), *options, "--output", str(output), "--resume"]
     draw, kills = random.Random(0), 0
     journal = output / "_journal.jsonl" if name == "rows.parquet" else output
-    for _ in range(4):
+    for _ in range(rounds):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         before = journal.stat().st_size if journal.exists() else 0
         while process.poll() is None and not (journal.exists() and journal.stat().st_size > before):
@@ -80,7 +80,7 @@ def test_killed_at_random_every_image_comes_once(
         while any(map(psutil.pid_exists, decoding)):  # what decodes ends with it
             assert time.monotonic() < end
             time.sleep(0.05)
-    assert kills >= 2
+    assert kills
     assert subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 1
     whole, killed = by_image(tmp_path / "whole" / name), by_image(output)
     assert len(whole) == IMAGES

@@ -19,6 +19,7 @@ from vmamba.ort import session
 SMALL = {"dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1), "num_classes": 3}
 
 
+@pytest.mark.slow
 def test_receptive_field_is_that_of_the_analysis(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = vmamba.create_model("vmamba_pico", **SMALL).eval()

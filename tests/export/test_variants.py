@@ -1,11 +1,12 @@
 """Every model by name, and what the released ones leave out, as one ONNX file for any batch and size.
 
-Tiny ones, nano and pico are exported whole. The small and base models repeat the blocks of their stages more often;
-here each stage has one.
+Tiny ones, nano and pico are exported whole. Small models are tiny ones whose stages repeat their blocks more often, and
+are compared with them; base ones have here one block in each stage.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 import vmamba
 from support.golden import relative_error
 from vmamba.export import export
+from vmamba.model.variants import VARIANTS
 from vmamba.ort import runner
 
 pytestmark = pytest.mark.slow
@@ -35,14 +37,24 @@ SHALLOW = {"depths": (1, 1, 1, 1)}
 CASES: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in ("vanilla_vmamba_tiny", "vmamba_tiny_s2l5", "vmamba_tiny_s1l8")),
     *((name, {}) for name in ("vmamba_nano", "vmamba_pico")),
-    *((f"vanilla_vmamba_{size}", SHALLOW) for size in ("small", "base")),
-    *((f"vmamba_{name}", SHALLOW) for name in ("small_s2l15", "base_s2l15", "small_s1l20", "base_s1l20")),
+    *((name, SHALLOW) for name in ("vanilla_vmamba_base", "vmamba_base_s2l15", "vmamba_base_s1l20")),
     ("vmamba_pico", {"d_state": 16, "gate": True}),
 ]
 
 
+#: Small models and the tiny ones of the same blocks.
+SMALL = {
+    "vanilla_vmamba_small": "vanilla_vmamba_tiny",
+    "vmamba_small_s2l15": "vmamba_tiny_s2l5",
+    "vmamba_small_s1l20": "vmamba_tiny_s1l8",
+}
+
+
 def test_the_cases_are_all_models() -> None:
-    assert {name for name, _ in CASES} == set(vmamba.list_models())
+    assert {name for name, _ in CASES} | SMALL.keys() == set(vmamba.list_models())
+    for small, tiny in SMALL.items():
+        config, other = (VARIANTS[name].config for name in (small, tiny))
+        assert replace(config, depths=other.depths, drop_path_rate=other.drop_path_rate) == other
 
 
 @pytest.mark.parametrize(("name", "overrides"), CASES)

@@ -16,7 +16,7 @@ from vmamba.training.recipe_files import load_recipe
 
 CPU = Processes(torch.device("cpu"))
 SETTINGS = {
-    "model": "vmamba_pico", "workers": 0, "image_size": 32, "epochs": 6, "batch_size": 32, "validate_every": 6,
+    "model": "vmamba_pico", "workers": 0, "image_size": 32, "epochs": 5, "batch_size": 32, "validate_every": 5,
     "ema": 0.98,
 }  # fmt: skip
 

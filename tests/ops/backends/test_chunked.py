@@ -128,6 +128,7 @@ few = settings(max_examples=8, deadline=None, derandomize=True)
 dtypes = st.sampled_from([torch.float32, torch.float64, torch.bfloat16])
 
 
+@pytest.mark.slow
 @few
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 130), st.integers(1, 2), st.integers(1, 5), dtypes)
 @example(1, 500, 111, 1, 1, torch.float32)  # a sequence of its own chunks, projections that are vectors
