@@ -22,6 +22,7 @@ default_role = "py:obj"  # `name` in a docstring links to what it names, where t
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True  # as they are written: VMambaConfig(), not its thirty fields
 autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_use_ivar = True
 
