@@ -97,6 +97,11 @@ def _visits_of_patches(known: dict[str, Any]) -> list[float]:
     return [visits, *_if_loops(known["N"], triton.cdiv(known["R"], RANKS.value))]
 
 
+def _states_of_routes(known: dict[str, Any]) -> list[int]:
+    """Of the other kernels for patches, whose routes are unrolled: the states of each, with ADJOINT in two loops."""
+    return _if_loops(*[known["N"]] * known["K"] * (2 if known.get("ADJOINT") else 1))
+
+
 def _if_loops(*trips: int) -> list[int]:
     """Loops of one trip are none."""
     return [trip for trip in trips if trip > 1]
@@ -122,9 +127,9 @@ KERNELS = {
         lambda known: _held(known, 4 + min(2, known["CHAINS"])),  # dy, x, `sums` of twice the size, `kept`
     ),
     "_sum_parts": Kernel("parts", "total"),
-    "_segment_ends": Kernel("x dbc", "sums ends"),
+    "_segment_ends": Kernel("x dbc", "sums ends", _states_of_routes),
     "_segment_starts": Kernel("sums ends", "ends", lambda known: [triton.cdiv(known["segments"], 256)]),
-    "_outputs": Kernel("x dbc starts", "y"),
+    "_outputs": Kernel("x dbc starts", "y", _states_of_routes),
     "_gradients": Kernel("dy x dbc starts pushed", "dx ddbc dweight dA dskip dbias", _visits_of_patches),
     "_convolved": Kernel("x", "y", lambda known: [_groups(known)]),
     "_differentiated": Kernel("dy x", "dz sums", lambda known: [known["items"] / known["programs"], _groups(known)]),

@@ -90,6 +90,9 @@ def test_patterns(pattern: str, grid: tuple[int, int]) -> None:
         ((1, 1), 8, 1, "cross", 0),
         ((1, 9), 24, 9, "cross", 16),  # warps of a program hold different channels, the last ones of which none
         ((9, 1), 8, 8, "cross", 1),
+        ((2, 3), 8, 15, "cross", 1),  # b and c are added up by different warps, or by one warp in two turns
+        ((2, 3), 8, 14, "cross", 1),
+        ((2, 3), 40, 20, "cross", 1),
         ((5, 6), 40, 3, "cross", 32),  # a block of channels with a remainder
         ((7, 7), 16, 17, "cross", 0),  # several images a program, of which two exist
         ((9, 8), 40, 7, "cross", 0),
@@ -143,6 +146,7 @@ def test_which_kernels_walk() -> None:
     assert takes(64, 40, 40000, 96) == [False, False]
     assert takes(1, 32, 32, 96, rank=48) == [True, True]
     assert takes(1, 32, 32, 96, rank=64) == [True, False]
+    assert takes(1, 8, 8, 96, rank=64) == [True, True]
     assert takes(1, 32, 32, 96, rank=48, dtype=torch.float16) == [True, False]
     assert takes(1, 32, 32, 96, dtype=torch.float32) == [True, False]
     assert takes(1, 32, 32, 96, rank=48, dtype=torch.float32) == [False, False]

@@ -124,11 +124,9 @@ def _walk_back(
         weights = walk.load_weights(weight, dbc, first, channels, k, R, G, C, SPLIT)
         rate = walk.load_parameter(A + k * channels, first, channels, G, C, SPLIT)
         beta = walk.load_parameter(bias + k * channels, first, channels, G, C, SPLIT) * LOG2E
-        # As if they differed between rows: the compiler would keep beta once, and copy it at every step.
-        never = tl.broadcast_to(tl.arange(0, 16)[None, :, None] + last_channel < 0, (G, 16, C))
-        beta = tl.where(never, 0.0, beta)
-        if CHAINS > 1:  # a single one leaves no registers for it, with Triton 3.6 on sm_80
-            rate = tl.where(never, 0.0, rate)
+        beta = walk.settled(beta, G, C)
+        if CHAINS > 1:  # a single one leaves few registers
+            rate = walk.settled(rate, G, C)
         h, pushed = tl.zeros((G, 16, C), tl.float32), tl.zeros((G, 16, C), tl.float32)
         product, dpassed = h + 1.0, h
         for t in range(steps):
@@ -203,7 +201,7 @@ def _walk_back(
             same = dskip + program.to(tl.int64) * COPIES * channels
             walk_gradients.add_parameter(same, dpassed, first, channels, channels, turn, G, C, SPLIT)
         walk_gradients.add_parameter(dA + known, drate, first, channels, pitch, turn, G, C, SPLIT)
-        walk_gradients.add_bias(dbias + 2 * known, dw, first, channels, 2 * pitch, turn, R, G, C, SPLIT)
+        walk_gradients.add_bias(dbias + known, dw, first, channels, pitch, turn, R, G, C, SPLIT)
         walk_gradients.add_weights(dweight + parameters * R, dw, first, channels, k, pitch * R, turn, R, G, C, SPLIT)
         wait_for_stores(WAITS)  # another route adds to the sums in other threads
 
@@ -238,7 +236,7 @@ def ss2d_scan_backward(
     ddbc = partial(parts, *dbc.shape)
     copies *= programs
     dweight, dA = partial(copies, *dt_weight.shape), partial(copies, *A.shape)
-    dskip, dbias = partial(copies, channels), partial(copies, *dt_bias.shape, 2)
+    dskip, dbias = partial(copies, channels), partial(copies, *dt_bias.shape)
     kept = x.new_empty((programs * parts, sizes[4], min(2, shape["CHAINS"]), 16 * warps, shape["C"]))
     sums = partial(programs * parts, images * height * width, block)
     transposed = dt_weight if shape["SPLIT"] else dt_weight.mT.contiguous()
@@ -255,4 +253,4 @@ def ss2d_scan_backward(
         **walk_launch.constants(x, dbc, rank, pattern),
     )
     ddbc = sum_parts(ddbc, dbc.dtype)
-    return dx, ddbc, dweight.sum(0), dA.sum(0), dskip.sum(0).repeat(len(D), 1), dbias[..., 0].sum(0)
+    return dx, ddbc, dweight.sum(0), dA.sum(0), dskip.sum(0).repeat(len(D), 1), dbias.sum(0)

@@ -314,3 +314,14 @@ def _runs_of_two(t, RUN: tl.constexpr, N: tl.constexpr, C: tl.constexpr):
 def _of_two(t):
     """[RUN, 2 M] → two times [RUN, M]."""
     return tl.split(tl.permute(tl.reshape(t, (t.shape[0], 2, t.shape[1] // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def settled(t, G: tl.constexpr, C: tl.constexpr):
+    """t of every channel for every row, [G, 16, C], as the tensor cores leave sums: t + 0 · 0.
+
+    So that it is in registers once. Else the compiler reads it again for every layout, and computes what follows from
+    it twice; and what all rows have in common it copies at each step that adds to it.
+    """
+    zero = tl.zeros((G, 16, 16), tl.bfloat16)
+    return product(zero, tl.zeros((G, 16, C), tl.bfloat16), tl.broadcast_to(t, (G, 16, C)), "ieee")

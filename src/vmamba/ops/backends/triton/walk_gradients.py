@@ -19,18 +19,21 @@ def load_transposed(
 ):
     """Operands of `project_back`: the transpose of the Δ projection, and selections for the columns of b and c.
 
-    Where the warps `SPLIT` the channels, [G C, 8 G] and [8 G, 8 G]. Else eight columns at a time, [G, C, 8], from the
-    transpose (K, R, D); the last two are loaded, though nothing is read, so that the compiler has them where the tensor
-    cores want them.
+    Where the warps `SPLIT` the channels, [G C, 8 G] for every 8 G columns, and then [8 G, 8 G]. Else eight columns at a
+    time, [G, C, 8], from the transpose (K, R, D); the last two are loaded, though nothing is read, so that the compiler
+    has them where the tensor cores want them.
     """
     operands = ()
     if SPLIT:
         line, rank = tl.arange(0, C * G)[:, None], tl.arange(0, 8 * G)[None, :]
         channel = first + line // C * C + column_channels(line % C, C)
-        mask = (channel < channels) & (rank < R)
-        w = tl.load(weight + (k * channels + channel) * R + rank, mask=mask, other=0.0)
-        one = tl.where(rank == R + tl.arange(0, 8 * G)[:, None] % 2, 1.0, 0.0)
-        operands = (_factor(w, kind), _factor(one, kind))
+        for part in tl.static_range((R + 8 * G - 1) // (8 * G)):
+            mask = (channel < channels) & (rank < R - part * 8 * G)
+            w = tl.load(weight + (k * channels + channel) * R + part * 8 * G + rank, mask=mask, other=0.0)
+            operands += (_factor(w, kind),)
+        for part in tl.static_range(R // (8 * G), (R + 1) // (8 * G) + 1):
+            one = tl.where(rank == R - part * 8 * G + tl.arange(0, 8 * G)[:, None] % 2, 1.0, 0.0)
+            operands += (_factor(one, kind),)
     else:
         line, column = tl.arange(0, C * G), tl.arange(0, 8)[None, :]
         rank = (line % 8)[:, None]
@@ -119,16 +122,25 @@ def _token_gradients_split(
     C: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """`add` the gradients of r, b and c of the tokens of a step over the channels of all warps, of each warp eight."""
+    """`add` the gradients of r, b and c of the tokens of a step over the channels of all warps.
+
+    Each warp adds up eight, or some eights in turn where there are more of them than warps.
+    """
     dz = tl.reshape(tl.permute(dz, (1, 0, 2)), (16, G * C))
     both = _factor(tl.join(_of_lanes(db, G, C), _of_lanes(dc, G, C)), kind)
     both = tl.reshape(tl.permute(both, (1, 0, 2, 3)), (16, 8 * G))
-    total = product(dz, operands[0], tl.zeros((16, 8 * G), tl.float32), PRECISION)
-    total = product(both, operands[1], total, PRECISION)
-    total = tl.reshape(tl.permute(tl.reshape(total, (2, 8, G, 8)), (0, 2, 1, 3)), (16 * G, 8))
-    entry = (tl.arange(0, 16 * G) // 8 % G * 8)[:, None] + tl.arange(0, 8)[None, :]
-    place = tl.max_contiguous(tl.multiple_of(entry, (1, 2)), (1, 2))
-    add(drow[:, None] + place, total, valid[:, None] & (entry < R + 2), times)
+    PARTS: tl.constexpr = (R + 8 * G - 1) // (8 * G)
+    for part in tl.static_range((R + 8 * G + 1) // (8 * G)):
+        total = tl.zeros((16, 8 * G), tl.float32)
+        if part < PARTS:
+            total = product(dz, operands[part], total, PRECISION)
+        if part >= R // (8 * G):
+            total = product(both, operands[PARTS + part - R // (8 * G)], total, PRECISION)
+        total = tl.reshape(tl.permute(tl.reshape(total, (2, 8, G, 8)), (0, 2, 1, 3)), (16 * G, 8))
+        entry = (tl.arange(0, 16 * G) // 8 % G * 8)[:, None] + tl.arange(0, 8)[None, :]
+        place = tl.max_contiguous(tl.multiple_of(entry, (1, 2)), (1, 2))
+        mask = valid[:, None] & (entry < R + 2 - part * 8 * G)
+        add(drow[:, None] + place + part * 8 * G, total, mask, times)
 
 
 @triton.jit
@@ -194,11 +206,11 @@ def _warp_of_line(pitch, G: tl.constexpr, C: tl.constexpr, SPLIT: tl.constexpr):
 def add_bias(
     pointer, dw, first, channels, pitch, times, R: tl.constexpr, G: tl.constexpr, C: tl.constexpr, SPLIT: tl.constexpr
 ):
-    """`add` the gradient of the bias of every warp: the last of `dw`, [G, C, 8], eight times the same, of which two."""
+    """`add` the gradient of the bias of every warp: the last of `dw`, [G, C, 8], eight times the same."""
     channel, column = line_channels(first, G, C, SPLIT), tl.arange(0, 8)[None, :]
-    place = (_warp_of_line(pitch, G, C, SPLIT) + channel * 2)[:, None] + column
+    place = (_warp_of_line(pitch, G, C, SPLIT) + channel)[:, None] + column
     place = tl.max_contiguous(tl.multiple_of(place, (1, 2)), (1, 2))
-    mask = (channel < channels)[:, None] & (column < 2)
+    mask = (channel < channels)[:, None] & (column < 1)
     total = tl.reshape(tl.permute(tl.reshape(dw[(R + 7) // 8], (G, C // 8, 8, 8)), (1, 0, 2, 3)), (C * G, 8))
     add(pointer + place, total, mask, times)
 

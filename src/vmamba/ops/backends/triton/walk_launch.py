@@ -12,6 +12,9 @@ from vmamba.ops.backends.triton.launch import product_precision, stores_lag
 from vmamba.ops.operands import SS2DOperands
 from vmamba.ops.routes import routes
 
+#: Tokens of an image up to which the backward pass walks it as one chain.
+ONE_CHAIN = 64
+
 
 def takes(operands: SS2DOperands, backward: bool = False) -> bool:
     """True if the walking kernels compute this; else those for patches do (`ss2d_forward`, `ss2d_backward`).
@@ -28,7 +31,8 @@ def takes(operands: SS2DOperands, backward: bool = False) -> bool:
     shaped = operands.A.shape[2] == 1 and channels % 8 == 0 and not routes(operands.pattern)[0].per_line
     narrow = x.element_size() == dbc.element_size() == 2
     wide = x.dtype == dbc.dtype == torch.float32
-    largest = {torch.bfloat16: 48, torch.float16: 32}.get(x.dtype, 0) if backward else 32
+    ranks = {torch.bfloat16: 64 if tokens <= ONE_CHAIN else 48, torch.float16: 32}  # of which kernels do not spill
+    largest = ranks.get(x.dtype, 0) if backward else 32
     stored = (narrow and (rank <= largest or not backward)) or (wide and rank <= largest)
     return shaped and fills and fits and stored
 
@@ -44,14 +48,14 @@ def shape(x: Tensor, steps: int, limit: int, channels: int) -> dict[str, int]:
 def shape_back(x: Tensor, rank: int) -> dict[str, int]:
     """The same for the backward pass; where an image is few chains, the warps `SPLIT` the channels.
 
-    There are as many warps as groups of 8 of the rank + 2 entries of a token, so that each adds up one of them. Up to
-    64 tokens are one chain, of which nothing must be composed.
+    There are as many warps as groups of 8 of the rank + 2 entries of a token, so that each adds up one of them, or at
+    most 8: more have too few registers. Up to `ONE_CHAIN` tokens nothing must be composed.
     """
     limit = 128 if rank <= 16 else 32 if rank <= 24 else 8  # with more, kernels spill or wait more
-    chosen = shape(x, 25 if x.shape[1] * x.shape[2] > 64 else 64, limit, 16)
+    chosen = shape(x, 25 if x.shape[1] * x.shape[2] > ONE_CHAIN else ONE_CHAIN, limit, 16)
     split = chosen["CHAINS"] <= 16 and rank + 2 > 8
     if split:
-        chosen["G"] = triton.next_power_of_2(triton.cdiv(rank + 2, 8))
+        chosen["G"] = min(8, triton.next_power_of_2(triton.cdiv(rank + 2, 8)))
     return chosen | {"SPLIT": split}
 
 
