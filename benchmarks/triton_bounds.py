@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import triton
 import triton_report as report
-from machine_code import disassembled, executed, occupancy, resources
+from machine_code import disassembled, executed, loops, occupancy, resources
 from other_passes import bounds, other_passes
 from paired import RESULTS, environment, write_csv
 from torch import Tensor
@@ -67,7 +67,8 @@ class Kernel:
 
     Attributes:
         reads, writes: Names of the tensors, apart from small parameters.
-        trips: Of the loops in its machine code, from numbers and constants of the launch.
+        trips: Of the loops in its machine code, from numbers and constants of the launch, and `products`: which of them
+            multiply on the tensor cores.
         held: Bytes that a program returns to, which must stay in the caches for `bytes` to be what moves.
     """
 
@@ -97,9 +98,9 @@ def _visits_of_patches(known: dict[str, Any]) -> list[float]:
     return [visits, *_if_loops(known["N"], triton.cdiv(known["R"], RANKS.value))]
 
 
-def _states_of_routes(known: dict[str, Any]) -> list[int]:
-    """Of the other kernels for patches, whose routes are unrolled: the states of each, with ADJOINT in two loops."""
-    return _if_loops(*[known["N"]] * known["K"] * (2 if known.get("ADJOINT") else 1))
+def _states_and_ranks(known: dict[str, Any]) -> list[int]:
+    """Of the other kernels for patches, routes unrolled: the projection where a loop has products, else the states."""
+    return [triton.cdiv(known["R"], RANKS.value) if products else known["N"] for products in known["products"]]
 
 
 def _if_loops(*trips: int) -> list[int]:
@@ -127,9 +128,11 @@ KERNELS = {
         lambda known: _held(known, 4 + min(2, known["CHAINS"])),  # dy, x, `sums` of twice the size, `kept`
     ),
     "_sum_parts": Kernel("parts", "total"),
-    "_segment_ends": Kernel("x dbc", "sums ends", _states_of_routes),
-    "_segment_starts": Kernel("sums ends", "ends", lambda known: [triton.cdiv(known["segments"], 256)]),
-    "_outputs": Kernel("x dbc starts", "y", _states_of_routes),
+    "_segment_ends": Kernel("x dbc", "sums ends", _states_and_ranks),
+    "_segment_starts": Kernel(
+        "sums ends", "ends", lambda known: [triton.cdiv(known["segments"], known["STEPS"] * known["LINES"])]
+    ),
+    "_outputs": Kernel("x dbc starts", "y", _states_and_ranks),
     "_gradients": Kernel("dy x dbc starts pushed", "dx ddbc dweight dA dskip dbias", _visits_of_patches),
     "_convolved": Kernel("x", "y", lambda known: [_groups(known)]),
     "_differentiated": Kernel("dy x", "dz sums", lambda known: [known["items"] / known["programs"], _groups(known)]),
@@ -165,12 +168,15 @@ def counted(launch: report.Launch) -> tuple[Counter[str], dict[str, Any]]:
     """Instructions of all lanes of all programs, and what a program takes."""
     built = report.build(launch, "sm_90")
     cubin = built.asm["cubin"]
-    known = launch.operands | launch.constants | {"grid": launch.grid}
+    listing = disassembled(cubin)
+    spans = [listing[first : last + 1] for first, last in loops(listing)]
+    products = [any("tensor" in instruction.kinds for instruction in span) for span in spans]
+    known = launch.operands | launch.constants | {"grid": launch.grid, "products": products}
     lanes = launch.warps * 32
     for programs in launch.grid:
         lanes *= programs
-    counts = executed(disassembled(cubin), KERNELS[launch.kernel].trips(known))
-    static = Counter(kind for instruction in disassembled(cubin) for kind in instruction.kinds)
+    counts = executed(listing, KERNELS[launch.kernel].trips(known))
+    static = Counter(kind for instruction in listing for kind in instruction.kinds)
     used = resources(cubin)
     resident = occupancy(used["registers"], launch.warps, int(built.metadata.shared))
     taken = used | {"barriers": static["barriers"], "warps": launch.warps, "resident_warps": resident}

@@ -49,7 +49,7 @@ from vmamba.ops.routes import routes
 
 #: Numbers that no load profits from: kernels are not compiled again for some of them.
 SIZES = ("height", "width", "last_channel", "segments")
-#: Segments that `_segment_starts` composes at a time: steps × lines.
+#: Segments that `_segment_starts` composes at a time, at most: steps × lines.
 CHAIN = (16, 16)
 
 
@@ -294,13 +294,16 @@ def tile(height: int, width: int, rank: int) -> tuple[dict[str, int], int]:
 def chain(ends: Tensor, sums: Tensor, A: Tensor, height: int, width: int, **constants: Any) -> None:
     """End states of segments in, (B, K, N, G, D) or (B, N, G, D), start states out, in place."""
     segments, channels = sums.shape[-2:]
+    (steps, limit), lines = CHAIN, 2
+    while lines < limit and lines * steps < segments:
+        lines *= 2
     launch(
         _segment_starts,
         (triton.cdiv(channels, 16) * constants["K"] * constants["N"] * sums.shape[0],),
         (sums, ends, A, height, width, channels - 1, segments),
-        8,
-        STEPS=CHAIN[0],
-        LINES=CHAIN[1],
+        lines // 2,
+        STEPS=steps,
+        LINES=lines,
         BLOCK=16,
         **constants,
     )
