@@ -43,7 +43,7 @@ def triton_answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Patches and blocks small enough for images of a few tokens to need several."""
     if INTERPRETED:
         monkeypatch.setattr(ss2d_kernels, "tile", lambda *sizes: ({"P": 4, "BLOCK": 4}, 1))
-        monkeypatch.setattr(ss2d_kernels, "CHAIN", (2, 2))
+        monkeypatch.setattr(ss2d_kernels, "CHAIN", (2, 4))
         monkeypatch.setattr(ss2d_backward_kernels, "TILE", (4, 4, 1))
         monkeypatch.setattr(selective_kernels, "TILE", (4, 4, 1))
         monkeypatch.setattr(selective_backward_kernels, "TILE", (2, 4, 1))
