@@ -88,7 +88,7 @@ def main() -> None:
         export_all(model, options.batch, folder)
         for batch in options.batch:
             runs = cases(model, torch.randn(batch, 3, SIZE, SIZE), options.threads, folder)
-            times = alternate(runs, options.rounds, warmup=2)
+            times = alternate(runs, options.rounds, warmup=2, settle=True)
             eager = times[EAGER].median
             for name, t in times.items():
                 rows.append(

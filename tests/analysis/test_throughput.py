@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,13 @@ def test_cases_take_turns() -> None:
     timings = alternate({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=3, warmup=1)
     assert "".join(calls) == "abc" + "abc" + "cba" + "abc"
     assert list(timings) == ["a", "b", "c"]
+
+
+def test_cases_settle() -> None:
+    calls: list[str] = []
+    timings = alternate({name: partial(calls.append, name) for name in "ab"}, 2, warmup=0, settle=True)
+    assert "".join(calls) == "aabb" + "bbaa"
+    assert set(timings) == {"a", "b"}
 
 
 def test_timing_is_of_the_call() -> None:

@@ -84,6 +84,7 @@ def alternate(
     *,
     seconds: float = math.inf,
     between: Callable[[], object] | None = None,
+    settle: bool = False,
 ) -> dict[str, Timing]:
     """Time every case `rounds` times, one call each in turn, the order reversed every other round.
 
@@ -94,6 +95,9 @@ def alternate(
         device: Of the cases. On a GPU its own clock is read, before and after the call in its queue.
         seconds: Stop after this time, but not before the third round.
         between: Called before every timed call, not timed, as to empty the caches.
+        settle: Call every case once, not timed, before each timed call of it. Threads of another runtime, which spin
+            for some time after their last work, then take no core from it: without this, the case that follows
+            another runtime's looks slower than one that follows its own.
     """
     clock = _clock(torch.device(device))
     for run in cases.values():
@@ -103,6 +107,8 @@ def alternate(
     start = time.perf_counter()
     for i in _counted(rounds, " · ".join(cases)[:60]):
         for name in list(cases) if i % 2 == 0 else reversed(list(cases)):
+            if settle:
+                cases[name]()
             taken[name].append(clock(cases[name], between))
         if i >= 2 and time.perf_counter() - start > seconds:
             break
