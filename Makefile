@@ -7,14 +7,18 @@ CSRC := src/vmamba/ops/backends/native/csrc
 SOURCES := $(wildcard $(CSRC)/*.cpp $(CSRC)/*.hpp $(CSRC)/*/*.cpp $(CSRC)/*/*.hpp)
 JOBS ?= 2
 TIMM := $(shell sed -n 's/^timm==//p' constraints.txt)
+UV := $(BIN)/uv pip install --quiet --constraint constraints.txt
+export UV_HTTP_TIMEOUT ?= 180
 
-.PHONY: demo docs test test-fast test-oldest test-openmmlab lint lock release native sanitize clean
+# What waits for the network leaves the processor to what compiles, types and tests.
+MAKEFLAGS += --jobs=4
+
+.PHONY: demo docs test test-fast test-oldest test-openmmlab lint types types-tests lock release native sanitize clean
 
 demo: $(VENV)/installed
 	$(BIN)/vmamba demo
 
-test: $(VENV)/installed
-	$(MAKE) --jobs=$(JOBS) lint .cache/timm-$(TIMM) $(VENV)/browser test-openmmlab
+test: $(VENV)/browser .cache/timm-$(TIMM) lint test-openmmlab
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 # Without what takes long: whole training runs, timm's suite, interpreted kernels. Under 3 minutes on two cores.
@@ -22,7 +26,7 @@ test-fast: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) -m "not slow"
 
 # The plug-in inside OpenMMLab's packages, whose warnings are their own.
-test-openmmlab: $(VENV)/openmmlab/installed
+test-openmmlab: $(VENV)/openmmlab/installed $(VENV)/installed
 	OMP_NUM_THREADS=1 $(VENV)/openmmlab/bin/python -m pytest -q -o filterwarnings=default tests/openmmlab
 
 # The same with the oldest versions that pyproject.toml promises, whose warnings are their own.
@@ -31,34 +35,48 @@ OLDEST_PYTHON ?= 3.10
 test-oldest: $(OLDEST)/installed
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n $(JOBS) -o filterwarnings=default -m "not slow"
 
-$(OLDEST)/installed: pyproject.toml $(VENV)/release
+$(OLDEST)/installed: pyproject.toml $(BIN)/uv
 	$(BIN)/uv venv --quiet --clear --no-python-downloads --python $(OLDEST_PYTHON) $(OLDEST)
 	VIRTUAL_ENV=$(OLDEST) $(BIN)/uv pip install --quiet --resolution lowest-direct --editable ".[all]" --group dev
 	VIRTUAL_ENV=$(OLDEST) $(BIN)/uv pip install --quiet --no-deps lightly==1.6.0
 	touch $@
 
-lint: $(VENV)/installed
+lint: types types-tests $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
-	$(BIN)/mypy
-	$(BIN)/mypy --config-file tests/mypy.ini
 	$(BIN)/lint-imports
+
+types: $(VENV)/dependencies
+	$(BIN)/mypy
+
+types-tests: $(VENV)/dependencies
+	$(BIN)/mypy --config-file tests/mypy.ini
 
 # The site in build/docs; warnings are errors.
 docs: $(VENV)/installed
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
-# The package in place, its CPU kernels built from $(CSRC); without a compiler it installs without them.
-$(VENV)/installed: pyproject.toml constraints.txt $(CSRC)/CMakeLists.txt $(SOURCES)
+$(VENV)/installed: $(VENV)/dependencies $(VENV)/package
+	touch $@
+
+$(BIN)/uv:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]" --group dev
-	$(BIN)/python -m pip install --quiet --no-deps lightly==1.6.0  # its loss needs nothing else
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
+
+$(VENV)/dependencies: pyproject.toml constraints.txt $(BIN)/uv
+	$(UV) --python $(VENV) --requirements pyproject.toml --extra all --group dev
+	$(UV) --python $(VENV) --no-deps lightly==1.6.0  # its loss needs nothing else
+	touch $@
+
+# The package in place, its CPU kernels built from $(CSRC); without a compiler it installs without them. Not by uv, of which
+# a second would wait for the first.
+$(VENV)/package: pyproject.toml $(CSRC)/CMakeLists.txt $(SOURCES) $(BIN)/uv
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
 $(VENV)/release: pyproject.toml constraints.txt $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group release
+	$(UV) --python $(VENV) --group release
 	touch $@
 
 # dist/: the sources, and wheels for Linux, one for each of these Pythons; the last serves all later ones. Each is installed and
@@ -82,25 +100,25 @@ lock: $(VENV)/release
 		pyproject.toml | grep -Ev '^(nvidia-|cuda-|triton=)'; } > build/constraints.txt
 	mv build/constraints.txt constraints.txt
 
-# OpenMMLab's packages, older than most others, beside what is installed already: an environment that sees the other.
+# OpenMMLab's packages, older than most others, and what they need, in an environment that sees the other.
 OPENMMLAB := mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0 mmsegmentation==1.2.2 ftfy==6.3.1 regex
-$(VENV)/openmmlab/installed: Makefile $(VENV)/installed
-	$(BIN)/python -m venv $(VENV)/openmmlab
+$(VENV)/openmmlab/installed: Makefile constraints.txt $(BIN)/uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/openmmlab
 	$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' > \
 		"$$($(VENV)/openmmlab/bin/python -c 'import site; print(site.getsitepackages()[0])')/parent.pth"
-	$(VENV)/openmmlab/bin/python -m pip install --quiet --constraint constraints.txt $(OPENMMLAB)
+	$(UV) --python $(VENV)/openmmlab $(OPENMMLAB)
 	touch $@
 
 # A browser, for the tests of the page that `vmamba explore` writes. Without one, and without the right to install Debian's,
 # they are skipped.
-$(VENV)/browser: $(VENV)/installed
+$(VENV)/browser: $(BIN)/uv
 	command -v chromium || command -v chromium-browser || command -v google-chrome || { test "$$(id -u)" = 0 && \
 		apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends chromium; } || \
 		echo "no Chromium: the page is not tested"
 	touch $@
 
 # timm's own tests of a model, for tests/timm_suite; only in its source distribution.
-.cache/timm-$(TIMM): constraints.txt $(VENV)/installed
+.cache/timm-$(TIMM): constraints.txt $(BIN)/uv
 	$(BIN)/python -m pip download --quiet --no-deps --no-binary timm --dest .cache timm==$(TIMM)
 	tar --extract --gzip --directory .cache --file .cache/timm-$(TIMM).tar.gz
 	touch $@
