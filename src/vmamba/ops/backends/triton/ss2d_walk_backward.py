@@ -7,7 +7,8 @@ With the adjoint g of the state and what token t pushes to the one before it, ``
 is a scan like that of the states, with the same decays, against the route. A program walks all chains of a route along
 it, from zero states; keeps the decayed state and the product of the decays before every token, in memory that only it
 uses; and composes the ends of the chains in both directions. Then it walks back with the adjoint, completes the states
-by what the chains started with, and has all gradients.
+by what the chains started with, and has all gradients. Δ is of base 2 in `walk`, and the kernel has ln(2) g in the
+place of g: their product is that of Δ and g, and only dz is ln(2) times too small, for which its factors make up.
 
 No atomics. A program takes a range of channel blocks of every so many images, and adds up the gradient of dbc over the
 blocks, and those of the parameters over the images, where no other program does. The sums over the programs follow in a
@@ -154,6 +155,7 @@ def _walk_back(
         start = pushed
         if CHAINS > 1:
             start, pushed = walk.starts_and_ends(product, h, pushed, CHAINS, G, C)
+            pushed *= walk.LN2
         passed = walk.load_parameter(skip + k * channels, first, channels, G, C, SPLIT)
         back = walk_gradients.load_transposed(weight, transposed, x, first, channels, k, R, G, C, SPLIT)
         dw = walk_gradients.no_gradients(R, G, C)
@@ -178,22 +180,20 @@ def _walk_back(
             z = walk.project(ranks, weights, beta, R, G, PRECISION)
             delta = walk.softplus(z, EXACT)
             slope, decay = tl.exp2(z - delta), tl.exp2(delta * rate)
-            delta *= walk.LN2
             b, c = walk.load_pair(row, R, G)
-            b, c = walk.over_channels(b, G, C), walk.over_channels(c, G, C)
-            adjoint = tl.fma(v, c, pushed)
+            adjoint = tl.fma(v, walk.over_channels(c * walk.LN2, G, C), pushed)
             pushed = decay * adjoint
             through_decay = adjoint * carried
             drate = tl.fma(through_decay, delta, drate)
-            weighted = adjoint * delta
             dpassed = tl.fma(u, v, dpassed)
-            du = tl.fma(v, passed, tl.fma(weighted, b, du))
+            weighted, pulled = u * delta, adjoint * walk.over_channels(b, G, C)
+            du = tl.fma(v, passed, tl.fma(pulled, delta, du))
             du = walk.rows(du, G, C)
             tl.store(sums + sum_place, du, mask=mask)
             tl.store(dx + here * channels + place, du.to(dx.dtype.element_ty), mask=mask & (k == K - 1))
-            dz = tl.fma(adjoint, u * b, through_decay * rate) * slope
+            dz = tl.fma(pulled, u, through_decay * rate) * slope
             drow = dentries + token * PITCH
-            db, dc = weighted * u, v * tl.fma(delta, u * b, carried)
+            db, dc = adjoint * weighted, v * tl.fma(weighted, walk.over_channels(b * walk.LN2, G, C), carried)
             dw = walk_gradients.project_back(
                 ranks, drow, valid, dz, db, dc, x, back, dw, block, R, G, C, SPLIT, GRADIENT
             )

@@ -1,5 +1,7 @@
 """Parts of the walk back: gradients of the tokens of a step, and those of the parameters. See `walk`.
 
+dz is ln(2) times the gradient of z here: log2(e) is in the weights that multiply it, and in the sums of it.
+
 Gradients of r, b and c are sums over channels: of a warp, or of all warps where they `SPLIT` the channels, which then
 exchange what they multiply once a step. Those of the parameters are sums over tokens, of each warp by itself.
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vmamba.ops.backends.triton.tiles import add
+from vmamba.ops.backends.triton.tiles import LOG2E, add
 from vmamba.ops.backends.triton.walk import column_channels, line_channels, product, row_channels, rows
 
 
@@ -30,7 +32,7 @@ def load_transposed(
         for part in tl.static_range((R + 8 * G - 1) // (8 * G)):
             mask = (channel < channels) & (rank < R - part * 8 * G)
             w = tl.load(weight + (k * channels + channel) * R + part * 8 * G + rank, mask=mask, other=0.0)
-            operands += (_factor(w, kind),)
+            operands += (_factor(w.to(tl.float32) * LOG2E, kind),)
         for part in tl.static_range(R // (8 * G), (R + 1) // (8 * G) + 1):
             one = tl.where(rank == R - part * 8 * G + tl.arange(0, 8 * G)[:, None] % 2, 1.0, 0.0)
             operands += (_factor(one, kind),)
@@ -43,6 +45,7 @@ def load_transposed(
             place = tl.max_contiguous(tl.multiple_of(place, (1, 2)), (1, 2))
             if part < (R + 7) // 8:
                 w = tl.load(transposed + place, mask=(rank < R - part * 8) & (channel < channels), other=0.0)
+                w = w.to(tl.float32) * LOG2E
             else:
                 one = tl.where(rank == (R + part - (R + 7) // 8) % 8, 1.0, 0.0).to(transposed.dtype.element_ty)
                 w = tl.load(transposed + place, mask=channel < 0, other=tl.broadcast_to(one, (C * G, 8)))
@@ -161,7 +164,7 @@ def project_back(
     SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Gradients of the tokens of a step, from those of z and the terms of those of b and c, all [G, 16, C].
+    """Gradients of the tokens of a step, from dz and the terms of those of b and c, all [G, 16, C].
 
     Those of r, b and c are added to what `drow` points to (stored, where there were none before: `times`), that of the
     weights and the bias to `dw`, which is returned. Products over chains take an exchange between the lanes of a warp.
@@ -212,7 +215,7 @@ def add_bias(
     place = tl.max_contiguous(tl.multiple_of(place, (1, 2)), (1, 2))
     mask = (channel < channels)[:, None] & (column < 1)
     total = tl.reshape(tl.permute(tl.reshape(dw[(R + 7) // 8], (G, C // 8, 8, 8)), (1, 0, 2, 3)), (C * G, 8))
-    add(pointer + place, total, mask, times)
+    add(pointer + place, total * LOG2E, mask, times)
 
 
 @triton.jit
@@ -236,4 +239,4 @@ def add_weights(
         place = tl.max_contiguous(tl.multiple_of(place, (1, 2 - R % 2)), (1, 2))
         mask = (channel < channels)[:, None] & (rank < R - part * 8)
         total = tl.reshape(tl.permute(tl.reshape(dw[part], (G, C // 8, 8, 8)), (1, 0, 2, 3)), (C * G, 8))
-        add(pointer + place, total, mask, times)
+        add(pointer + place, total * LOG2E, mask, times)
