@@ -92,6 +92,13 @@ def _visits(known: dict[str, Any]) -> int:
     return triton.cdiv(known["groups"], known["grid"][0] // parts) * known["blocks"] * known["K"]
 
 
+def _chains_of_walk(known: dict[str, Any]) -> list[int]:
+    """Of `_walk`: routes; in each, a walk to the ends of several chains, of several states from end to end, a walk."""
+    ends = [known["steps"]] if known["CHAINS"] > 1 else []
+    composed = _if_loops(known["CHAINS"] - 1) if known["N"] > 1 else []
+    return [known["K"], *ends, *composed, known["steps"]]
+
+
 def _visits_of_patches(known: dict[str, Any]) -> list[float]:
     """Of `_gradients`: visits; in each, the states and the ranks of the gradient. The projection is unrolled."""
     visits = triton.cdiv(known["patches"] * known["batch"], known["grid"][1]) * known["blocks"] * known["K"]
@@ -118,7 +125,7 @@ KERNELS = {
     "_walk": Kernel(
         "x dbc",
         "y",
-        lambda known: [known["K"], known["steps"], known["steps"]],
+        _chains_of_walk,
         lambda known: _held(known, 2),  # x, y
     ),
     "_walk_back": Kernel(

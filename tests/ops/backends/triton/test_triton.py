@@ -107,7 +107,7 @@ def test_walk(
     """The walking kernels alone, in float32, with the chains that they would choose (0) or with others."""
     if chains:
         size = {"CHAINS": chains, "G": max(1, chains // 16), "C": 16}
-        monkeypatch.setattr(walk_launch, "shape", lambda *sizes: size)
+        monkeypatch.setattr(walk_launch, "shape", lambda *sizes: size | {"SPLIT": False})
         split = {"G": 2, "SPLIT": True} if chains <= 16 and rank > 6 else {"SPLIT": False}
         monkeypatch.setattr(walk_launch, "shape_back", lambda *sizes: size | split)
     operands = [t.to(DEVICE) for t in ss2d_operands(2, *grid, channels, 1, rank, pattern, torch.float32)]
@@ -120,6 +120,36 @@ def test_walk(
         assert relative_error(value.cpu(), truth) < TOLERANCE[torch.float32]
 
 
+@pytest.mark.parametrize(
+    ("grid", "channels", "states", "rank", "pattern", "chains"),
+    [
+        ((1, 1), 8, 2, 1, "cross", 1),
+        ((3, 4), 40, 16, 6, "cross", 1),  # warps that hold no channels
+        ((7, 5), 8, 16, 3, "cross", 16),
+        ((5, 6), 24, 4, 17, "cross", 4),
+        ((2, 5), 72, 8, 9, "bidirectional", 2),
+        ((9, 3), 40, 2, 6, "unidirectional", 8),
+    ],
+    ids=str,
+)
+def test_walk_with_several_states(
+    monkeypatch: pytest.MonkeyPatch,
+    grid: tuple[int, int],
+    channels: int,
+    states: int,
+    rank: int,
+    pattern: str,
+    chains: int,
+) -> None:
+    """Forward, in float32, of three images: as many as leave programs of one chain with rows to spare."""
+    size = {"CHAINS": chains, "G": 4, "C": 8, "SPLIT": True}
+    monkeypatch.setattr(walk_launch, "shape", lambda *sizes: size)
+    operands = [t.to(DEVICE) for t in ss2d_operands(3, *grid, channels, states, rank, pattern, torch.float32)]
+    expected = reference.ss2d_scan(SS2DOperands(*(t.cpu().double() for t in operands), pattern))
+    got = walk_kernels.ss2d_scan(*operands, pattern)
+    assert relative_error(got.cpu(), expected) < TOLERANCE[torch.float32]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("rank", "channels"), [(6, 32), (12, 40)])
 def test_walk_storage_types(dtype: torch.dtype, rank: int, channels: int) -> None:
@@ -127,7 +157,7 @@ def test_walk_storage_types(dtype: torch.dtype, rank: int, channels: int) -> Non
 
 
 def test_which_kernels_walk() -> None:
-    """Those for patches keep several states, lines that begin anew, large maps that would occupy few programs."""
+    """Those for patches keep some numbers of states, lines that begin anew, large maps that occupy few programs."""
 
     def takes(
         *shape: int, rank: int = 6, states: int = 1, pattern: str = "cross", dtype: Any = torch.bfloat16
@@ -140,7 +170,9 @@ def test_which_kernels_walk() -> None:
     assert takes(1, 32, 32, 96) == [True, True]
     assert takes(32, 56, 56, 96, pattern="unidirectional") == [True, True]
     assert takes(1, 56, 56, 96) == [False, False]
-    assert takes(1, 32, 32, 96, states=2) == [False, False]
+    assert takes(1, 32, 32, 96, states=16) == [True, False]
+    assert takes(1, 32, 32, 96, states=3) == [False, False]
+    assert takes(1, 56, 56, 96, states=16) == [False, False]
     assert takes(1, 32, 32, 96, pattern="rows") == [False, False]
     assert takes(1, 8, 8, 12) == [False, False]
     assert takes(64, 40, 40000, 96) == [False, False]
@@ -150,6 +182,7 @@ def test_which_kernels_walk() -> None:
     assert takes(1, 32, 32, 96, rank=48, dtype=torch.float16) == [True, False]
     assert takes(1, 32, 32, 96, dtype=torch.float32) == [True, False]
     assert takes(1, 32, 32, 96, rank=48, dtype=torch.float32) == [False, False]
+    assert takes(1, 32, 32, 96, rank=24, states=16, dtype=torch.float32) == [False, False]
 
 
 def test_division_by_the_height_in_one_multiplication() -> None:
@@ -181,7 +214,7 @@ def test_weights_keep_their_bits_beside_half_precision_activations(channels: int
     assert relative_error(y.cpu(), reference.ss2d_scan(SS2DOperands(*(t.double() for t in operands), "cross"))) < 2e-5
 
 
-@pytest.mark.parametrize(("channels", "states"), [(4, 2), (8, 1)])
+@pytest.mark.parametrize(("channels", "states"), [(4, 2), (8, 1), (8, 2)])
 @pytest.mark.parametrize("step", [50.0, -50.0], ids=["large Δ", "tiny Δ"])
 def test_extreme_steps_stay_finite_and_right(step: float, channels: int, states: int) -> None:
     operands = ss2d_operands(1, 5, 4, channels, states, 2, "cross", torch.float32, step=step)
@@ -219,10 +252,11 @@ def test_blocks_of_channels_share_the_gradient_of_dbc(monkeypatch: pytest.Monkey
     """Few programs with several blocks and images each, or one program per block: the same sums."""
     operands = [t.to(DEVICE) for t in ss2d_operands(2, 4, 3, channels, 1, 2, "cross", torch.float32)]
     backward = walk_back_kernels if channels == 40 else ss2d_backward_kernels
+    limit = (walk_launch, "ENOUGH_WARPS") if channels == 40 else (ss2d_backward_kernels, "ENOUGH_PROGRAMS")
     exact = SS2DOperands(*(t.cpu().double() for t in operands), "cross")
     expected = reference.ss2d_scan_backward(exact.x, exact)
     for programs in (1, 1024):
-        monkeypatch.setattr(backward, "ENOUGH_WARPS" if channels == 40 else "ENOUGH_PROGRAMS", programs)
+        monkeypatch.setattr(*limit, programs)
         got = backward.ss2d_scan_backward(operands[0], *operands, "cross")
         assert all(relative_error(a.cpu(), b) < 5e-6 for a, b in zip(got, expected, strict=True))
 

@@ -39,8 +39,6 @@ from vmamba.ops.backends.triton.launch import launch, product_precision
 from vmamba.ops.backends.triton.sums import sum_parts
 from vmamba.ops.backends.triton.tiles import LOG2E, wait_for_stores
 
-#: Warps that fill a large GPU, as many registers as they have; more would only leave more partial sums.
-ENOUGH_WARPS = 1024
 #: Bytes of partial sums that stay in its caches until they are added up.
 CACHED = 8 * 2**20
 
@@ -224,8 +222,8 @@ def ss2d_scan_backward(
     warps, copies = shape["G"], 1 if shape["SPLIT"] else shape["G"]
     images, block = 16 * copies // shape["CHAINS"], shape["C"] * warps // copies
     blocks, groups = triton.cdiv(channels, block), triton.cdiv(batch, images)
-    programs = min(groups, triton.cdiv(ENOUGH_WARPS, warps))
-    wanted = triton.cdiv(ENOUGH_WARPS, programs * warps)
+    programs = min(groups, triton.cdiv(walk_launch.ENOUGH_WARPS, warps))
+    wanted = triton.cdiv(walk_launch.ENOUGH_WARPS, programs * warps)
     per_part = triton.cdiv(blocks, min(blocks, wanted, max_parts(x, dbc)))
     parts = triton.cdiv(blocks, per_part)
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vmamba.ops.backends.triton.tiles import LOG2E, WIDE, around, before
+from vmamba.ops.backends.triton.tiles import LOG2E, WIDE, around, before, wait_for_stores
 
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -137,15 +137,18 @@ def _load_eight(row, first: tl.constexpr, R: tl.constexpr, G: tl.constexpr):
 
 
 @triton.jit
-def load_pair(row, R: tl.constexpr, G: tl.constexpr):
-    """b and c of every token, [G, 16, 4] of float32, four times the same: every lane of a row loads both."""
+def load_pair(row, first: tl.constexpr, G: tl.constexpr):
+    """Two entries of every token from the first on, [G, 16, 4] of float32, four times the same.
+
+    Every lane of a row loads both. With one state they are b and c.
+    """
     entry = (tl.arange(0, 8) & 1)[None, :]
     entry = tl.max_contiguous(tl.multiple_of(entry, (1, 2)), (1, 2))
-    pair = widened(tl.load(row[:, None] + entry + R))
-    b, c = tl.split(tl.reshape(pair, (2, G, 8, 4, 2)))
-    b = tl.reshape(tl.permute(b, (1, 0, 2, 3)), (G, 16, 4))
-    c = tl.reshape(tl.permute(c, (1, 0, 2, 3)), (G, 16, 4))
-    return b, c
+    pair = widened(tl.load(row[:, None] + entry + first))
+    left, right = tl.split(tl.reshape(pair, (2, G, 8, 4, 2)))
+    left = tl.reshape(tl.permute(left, (1, 0, 2, 3)), (G, 16, 4))
+    right = tl.reshape(tl.permute(right, (1, 0, 2, 3)), (G, 16, 4))
+    return left, right
 
 
 @triton.jit
@@ -160,6 +163,43 @@ def load_parameter(pointer, first, channels, G: tl.constexpr, C: tl.constexpr, S
     """A parameter of every channel, as `tile_channels` has them."""
     channel = tile_channels(first, G, C, SPLIT)
     return tl.load(pointer + channel, mask=channel < channels, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def load_rates(pointer, first, channels, N: tl.constexpr, G: tl.constexpr, C: tl.constexpr, SPLIT: tl.constexpr):
+    """A of every state, each as `load_parameter` has it."""
+    channel, rates = tile_channels(first, G, C, SPLIT), ()
+    for n in tl.static_range(N):
+        rates += (tl.load(pointer + channel * N + n, mask=channel < channels, other=0.0).to(tl.float32),)
+    return rates
+
+
+@triton.jit
+def no_states(N: tl.constexpr, G: tl.constexpr, C: tl.constexpr):
+    """Zeros, [G, 16, C], for every state."""
+    states = ()
+    for _n in tl.static_range(N):
+        states += (tl.zeros((G, 16, C), tl.float32),)
+    return states
+
+
+@triton.jit
+def step(states, u, delta, rates, row, out, N: tl.constexpr, R: tl.constexpr, G: tl.constexpr, C: tl.constexpr):
+    """The states after a token, and their outputs added to `out`, which cost nothing where they are not used."""
+    if N == 1:
+        b, c = load_pair(row, R, G)
+        h = tl.fma(tl.exp2(delta * rates[0]), states[0], delta * (u * over_channels(b * LN2, G, C)))
+        return (h,), tl.fma(over_channels(c, G, C), h, out)
+    else:
+        weighted, after = delta * (u * LN2), ()
+        for n in tl.static_range(0, N, 2):
+            b, b1 = load_pair(row, R + n, G)
+            c, c1 = load_pair(row, R + N + n, G)
+            h = tl.fma(tl.exp2(delta * rates[n]), states[n], weighted * over_channels(b, G, C))
+            h1 = tl.fma(tl.exp2(delta * rates[n + 1]), states[n + 1], weighted * over_channels(b1, G, C))
+            out = tl.fma(over_channels(c1, G, C), h1, tl.fma(over_channels(c, G, C), h, out))
+            after += (h, h1)
+        return after, out
 
 
 @triton.jit
@@ -283,6 +323,44 @@ def starts(a, d, CHAINS: tl.constexpr, G: tl.constexpr, C: tl.constexpr):
     a, d = tl.reshape(a, (IMAGES, CHAINS, C)), tl.reshape(d, (IMAGES, CHAINS, C))
     _, start = before(tl.permute(a, (1, 0, 2)), tl.permute(d, (1, 0, 2)), False)
     return tl.reshape(tl.permute(start, (1, 0, 2)), (G, 16, C))
+
+
+@triton.jit
+def starts_of_states(
+    total,
+    states,
+    rates,
+    ends,
+    CHAINS: tl.constexpr,
+    N: tl.constexpr,
+    G: tl.constexpr,
+    C: tl.constexpr,
+    WAITS: tl.constexpr,
+):
+    """State that each chain of warps that `SPLIT` starts with, for every state, by way of `ends` in memory.
+
+    Chain after chain: they are few and long, where the maps of several states at once would fill the registers.
+    """
+    SIZE: tl.constexpr = 16 * G * C
+    row, column = tl.arange(0, 16 * G)[:, None], tl.arange(0, C)[None, :]
+    warp, chain = row // 8 % G, row // (8 * G) * 8 + row % 8
+    place = tl.multiple_of((warp * 16 + chain) * C + column, (1, C // 4))
+    place = tl.max_contiguous(place, (1, C // 4))
+    tl.store(ends + place, rows(total, G, C))
+    for n in tl.static_range(N):
+        tl.store(ends + (n + 1) * SIZE + place, rows(states[n], G, C))
+    wait_for_stores(WAITS)
+    found = no_states(N, G, C)
+    place = tl.multiple_of((warp * 16 + chain // CHAINS * CHAINS) * C + column, (1, C // 4))
+    place = tl.max_contiguous(place, (1, C // 4))
+    for other in range(CHAINS - 1):
+        later = tiles(tl.broadcast_to(chain % CHAINS, (16 * G, C)), G, C) > other
+        total, after = tiles(tl.load(ends + other * C + place), G, C), ()
+        for n in tl.static_range(N):
+            end = tiles(tl.load(ends + (n + 1) * SIZE + other * C + place), G, C)
+            after += (tl.where(later, tl.fma(tl.exp2(total * rates[n]), found[n], end), found[n]),)
+        found = after
+    return found
 
 
 @triton.jit
