@@ -93,7 +93,7 @@ def test_a_library_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ExportError, match=r"libvmamba_onnxruntime\.so: operators of another version of vmamba; reinstall"
     ):
         vmamba.ort.session(scan_model("cross", 1))
-    library.write_bytes(b"vmamba operators, interface 1")
+    library.write_bytes(b"vmamba operators, interface 2")
     with pytest.raises(ExportError, match=r"libvmamba_onnxruntime\.so: ONNX Runtime .* refuses it: "):
         vmamba.ort.session(scan_model("cross", 1))
     assert vmamba.ort.session(scan_model("cross", 1), kernels=False).run(None, feeds(4, 5))

@@ -44,6 +44,9 @@ def test_one_file_for_any_batch_and_size(overrides: dict[str, object], tmp_path:
     assert exported.error < 1e-5
     content = onnx.load(exported.path)
     assert {entry.key: json.loads(entry.value) for entry in content.metadata_props}["classes"] == ["a", "ü"]
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d) and module.groups > 1]
+    depthwise = [node for node in content.graph.node if node.op_type == "DepthwiseSilu"]
+    assert len(depthwise) == len(convolutions)
     run = runner(exported.path)
     for shape in SHAPES:
         images = torch.randn(shape)
@@ -149,11 +152,10 @@ def test_int8(tmp_path: Path) -> None:
     linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
     dense = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and layer.groups == 1]
     assert len(integers) >= len(linear) + len(dense)
-    depthwise = [layer.weight.shape for layer in model.modules() if isinstance(layer, nn.Conv2d) and layer.groups > 1]
-    floats = [
-        tuple(t.dims) for t in content.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) == 4
-    ]
-    assert sorted(map(tuple, depthwise)) == sorted(floats)
+    depthwise = [len(layer.weight) for layer in model.modules() if isinstance(layer, nn.Conv2d) and layer.groups > 1]
+    filters = [t for t in content.graph.initializer if t.name.endswith(".filters")]
+    assert sorted(tuple(t.dims) for t in filters) == sorted((9, channels) for channels in depthwise)
+    assert all(t.data_type == onnx.TensorProto.FLOAT for t in filters)
     with torch.no_grad():
         for kernels in (False, True):
             (logits,) = runner(exported.path, kernels=kernels)(batches[0])

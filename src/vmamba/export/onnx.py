@@ -1,4 +1,4 @@
-"""Models as ONNX: standard operators, and one node for every scan with its definition beside it."""
+"""Models as ONNX: standard operators, and nodes for scans and some layers with their definitions beside them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from vmamba.export import Example
+from vmamba.export.onnx_layers import join_layers
 from vmamba.export.onnx_scan import DOMAIN, OPSET, VERSION, function_name, scan_function
 from vmamba.export.quantization import quantize_products
 from vmamba.export.remarks import without_remarks
@@ -99,9 +100,10 @@ def _translate(
             optimize=optimize,
             verbose=False,
         )
-    assert program is not None
+        assert program is not None
+        layers = join_layers(program.model)
     proto = program.model_proto
-    proto.functions.extend(used.values())
+    proto.functions.extend([*used.values(), *layers])
     return proto
 
 

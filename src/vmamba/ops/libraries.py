@@ -5,7 +5,7 @@ from __future__ import annotations
 from vmamba.errors import ExportError
 from vmamba.ops.backends import unavailable
 
-_BUILD = b"vmamba operators, interface 1"
+_BUILD = b"vmamba operators, interface 2"
 
 #: Runtimes that have one, as they are called in messages.
 RUNTIMES = {"onnxruntime": "ONNX Runtime", "torch": "libtorch"}

@@ -98,12 +98,31 @@ struct SequenceGradients {
   void* dbias;        // (D)
 };
 
+// SiLU of a depthwise 3×3 convolution with zeros around the map.
+struct DepthwiseSilu {
+  const float* x;       // (B, H, W, D)
+  const float* weight;  // (9, D)
+  const float* bias;    // (D)
+  int64_t batch, height, width, channels;
+  int threads;
+};
+
+// GELU of rows plus a bias.
+struct BiasGelu {
+  const float* x;     // (rows, C)
+  const float* bias;  // (C)
+  int64_t rows, channels;
+  int threads;
+};
+
 // The entry points of one instruction set.
 struct Kernels {
   void (*image_forward)(const ImageScan&, void* y);
   void (*image_backward)(const ImageScan&, const ImageGradients&);
   void (*sequence_forward)(const SequenceScan&, void* y, void* last);
   void (*sequence_backward)(const SequenceScan&, const SequenceGradients&);
+  void (*depthwise_silu)(const DepthwiseSilu&, float* y);
+  void (*bias_gelu)(const BiasGelu&, float* y);
 };
 
 }  // namespace vmamba

@@ -1,8 +1,8 @@
 // The depthwise 3×3 convolution before the scan, and SiLU.
 #pragma once
 
+#include "arguments.hpp"
 #include "parallel.hpp"
-#include "product_arguments.hpp"
 #include "product_kinds.hpp"
 #include "rough.hpp"
 

@@ -1,5 +1,7 @@
 // The kernels of one instruction set. The build compiles this file once for each, with VMAMBA_ISA and
 // VMAMBA_VECTOR_BYTES set; `dispatch.cpp` knows which of them the processor runs.
+#include "bias_gelu.hpp"
+#include "depthwise.hpp"
 #include "image_backward.hpp"
 #include "image_forward.hpp"
 #include "sequence.hpp"
@@ -47,6 +49,7 @@ void sequence_backward_any(const SequenceScan& s, const SequenceGradients& g) {
 }  // namespace
 
 extern const Kernels VMAMBA_ISA;
-const Kernels VMAMBA_ISA = {image_forward_any, image_backward_any, sequence_forward_any, sequence_backward_any};
+const Kernels VMAMBA_ISA = {image_forward_any,     image_backward_any,    sequence_forward_any,
+                            sequence_backward_any, depthwise_silu<float>, bias_gelu};
 
 }  // namespace vmamba

@@ -60,14 +60,6 @@ struct PackedBlock {
   int threads;
 };
 
-struct DepthwiseSilu {
-  const float* x;       // (B, H, W, D)
-  const float* weight;  // (9, D)
-  const float* bias;    // (D)
-  int64_t batch, height, width, channels;
-  int threads;
-};
-
 // The entry points of one instruction set.
 struct Products {
   int64_t (*packed_bytes)(Precision, int64_t inputs, int64_t outputs);

@@ -10,7 +10,7 @@
 namespace vmamba {
 
 // For `vmamba.ops.libraries`, which looks for it in the file. The number changes with the operators' names or operands.
-__attribute__((used)) static const char kBuild[] = "vmamba operators, interface 1";
+__attribute__((used)) static const char kBuild[] = "vmamba operators, interface 2";
 
 using Sizes = std::vector<int64_t>;
 using Routes = std::vector<Route>;
@@ -40,8 +40,8 @@ struct Operand {
   Sizes sizes;  // of the rank above
 };
 
-// Fills all of `s` but its threads. False if the shapes of the operands do not fit together.
-inline bool fill(ImageScan& s, const Routes& routes, const Operand (&in)[kOperands]) {
+// Fills all of `s` but its threads from kOperands operands. False if the shapes of the operands do not fit together.
+inline bool fill(ImageScan& s, const Routes& routes, const Operand* in) {
   s = {};
   s.x = in[0].data;
   s.dbc = in[1].data;
