@@ -84,9 +84,8 @@ struct Wanted {
 
 // M rows times V vectors of columns, held in registers.
 template <class Kind, int M, int V>
-void sum_tile(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t depth, const Wanted& wanted,
-              typename Kind::Sum* sums) {
-  typename Kind::Sum sum[M][V] = {};
+VMAMBA_INLINE void accumulate(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t depth,
+                              const Wanted& wanted, typename Kind::Sum (&sum)[M][V]) {
   for (int64_t k = 0; k < depth; ++k) {
     if (k < M) wanted.prefetch(k);
     u32v words[V];
@@ -99,6 +98,13 @@ void sum_tile(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t de
       for (int v = 0; v < V; ++v) sum[m][v] = Kind::dot(row, words[v], sum[m][v]);
     }
   }
+}
+
+template <class Kind, int M, int V>
+void sum_tile(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t depth, const Wanted& wanted,
+              typename Kind::Sum* sums) {
+  typename Kind::Sum sum[M][V] = {};
+  accumulate<Kind, M, V>(a, a_stride, b, depth, wanted, sum);
   for (int m = 0; m < M; ++m)
     for (int v = 0; v < V; ++v) sums[m * V + v] = sum[m][v];
 }
@@ -155,24 +161,38 @@ VMAMBA_INLINE f32v finish(i32v sum, const Panels& p, int64_t column, const RowSc
 }
 
 template <class Kind, int V, class S>
+VMAMBA_INLINE void finish_row(const typename Kind::Sum* sums, const Panels& p, int64_t column, const RowScale& scale,
+                              const Results<S>& results, int64_t m) {
+  constexpr int lanes = kLanes<float>;
+  f32v y[V];
+  for (int v = 0; v < V; ++v) y[v] = finish(sums[v], p, column + v * lanes, scale);
+  if (results.gelu) {
+    if constexpr (std::is_same<Kind, Float32>::value)
+      gelu_each(y);
+    else
+      rough_gelu(y);
+  }
+  for (int v = 0; v < V; ++v) {
+    const int64_t at = column + v * lanes, valid = p.outputs - at;
+    if (results.residual) y[v] += load_some<float>(results.residual + m * results.residual_stride + at, int(valid));
+    store_columns(results.y + m * results.stride + at, y[v], valid);
+  }
+}
+
+template <class Kind, int V, class S>
 void finish_tile(const typename Kind::Sum* sums, int64_t rows, const Panels& p, int64_t column, const RowScale* scales,
                  const Results<S>& results) {
-  constexpr int lanes = kLanes<float>;
-  for (int64_t m = 0; m < rows; ++m) {
-    f32v y[V];
-    for (int v = 0; v < V; ++v) y[v] = finish(sums[m * V + v], p, column + v * lanes, scales[m]);
-    if (results.gelu) {
-      if constexpr (std::is_same<Kind, Float32>::value)
-        gelu_each(y);
-      else
-        rough_gelu(y);
-    }
-    for (int v = 0; v < V; ++v) {
-      const int64_t at = column + v * lanes, valid = p.outputs - at;
-      if (results.residual) y[v] += load_some<float>(results.residual + m * results.residual_stride + at, int(valid));
-      store_columns(results.y + m * results.stride + at, y[v], valid);
-    }
-  }
+  for (int64_t m = 0; m < rows; ++m) finish_row<Kind, V>(sums + m * V, p, column, scales[m], results, m);
+}
+
+// The common case of the shorter precisions: sums go from registers to their places. In float32 that gains nothing.
+template <class Kind, int V, class S>
+void whole_tile(const uint32_t* a, int64_t a_stride, const uint32_t* b, const Panels& p, int64_t column,
+                const RowScale* scales, const Wanted& wanted, const Results<S>& results) {
+  typename Kind::Sum sum[kTileRows][V] = {};
+  accumulate<Kind, kTileRows, V>(a, a_stride, b, p.depth, wanted, sum);
+#pragma GCC unroll 16
+  for (int m = 0; m < kTileRows; ++m) finish_row<Kind, V>(sum[m], p, column, scales[m], results, m);
 }
 
 // Rows of words times the panels first … end - 1.
@@ -190,6 +210,12 @@ void multiply(const uint32_t* a, int64_t a_stride, int64_t rows, const RowScale*
       to.y += m * to.stride;
       if (to.residual) to.residual += m * to.residual_stride;
       const Wanted wanted = to.wanted(column);
+      if constexpr (!std::is_same<Kind, Float32>::value) {
+        if (whole && some == kTileRows) {
+          whole_tile<Kind, 2>(a + m * a_stride, a_stride, b, p, column, scales + m, wanted, to);
+          continue;
+        }
+      }
       if (whole) {
         sum_rows<Kind, 2>(some, a + m * a_stride, a_stride, b, p.depth, wanted, sums);
         finish_tile<Kind, 2>(sums, some, p, column, scales + m, to);
