@@ -9,6 +9,7 @@ outputs or gradients differ by more than 1e-4. Results: ``results/routes.csv``, 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -80,7 +81,7 @@ def model_step(name: str, batch: int, training: bool) -> Step:
 
 def gathered(step: Step) -> list[Tensor]:
     """The same step without the native form of `scan_routes`."""
-    with mock.patch("vmamba.ops.scan_routes._is_native", return_value=False):
+    with mock.patch.object(sys.modules["vmamba.ops.scan_routes"], "_is_native", return_value=False):
         return step()
 
 

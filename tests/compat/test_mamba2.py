@@ -17,6 +17,8 @@ from vmamba.compat.mamba2 import (
 )
 
 modeling = pytest.importorskip("transformers.models.mamba2.modeling_mamba2")
+if not hasattr(modeling, "mamba2_chunk_scan"):
+    pytest.skip("this transformers has no such functions yet", allow_module_level=True)
 
 
 def operands(length: int = 11, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

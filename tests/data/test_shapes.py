@@ -27,7 +27,7 @@ def test_shapes_come_back_from_both_formats(shapes: Path) -> None:
         for mask, box, thing in zip(sample["masks"], sample["boxes"], things, strict=True):
             kinds.add(thing.polygon is None)
             overlap = (mask.numpy().astype(bool) & thing.mask).sum() / (mask.numpy().astype(bool) | thing.mask).sum()
-            assert overlap > (0.99 if thing.polygon is None else 0.75)  # a polygon's edge is rounded another way
+            assert overlap > (0.99 if thing.polygon is None else 0.65)  # a polygon's edge is rounded another way
             rows, columns = np.nonzero(thing.mask)
             assert box.tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
         labels = scenes[index]["labels"].numpy()

@@ -77,7 +77,7 @@ class FusedLayer(Immutable):
 
     def is_packed(self, x: Tensor) -> bool:
         """True if packed weights are for these tokens."""
-        return bool(self.packed) and for_packed(x)
+        return len(self.packed) > 0 and for_packed(x)
 
     def pack_layer(self, name: str, norm: str | None = None) -> Tensor:
         """The packed weights of a linear layer or a convolution, and of a LayerNorm before it."""

@@ -14,6 +14,7 @@ from vmamba.ops.checks import check_operands
 from vmamba.ops.custom_op import define
 from vmamba.ops.derivatives import register_derivatives
 from vmamba.ops.operands import accumulation_dtype
+from vmamba.ops.private_torch import is_exporting
 
 
 @torch.fx.wrap
@@ -41,7 +42,7 @@ def on_gpu(x: Tensor) -> bool:
     """True if the fused kernel computes this."""
     if x.device.type not in ("cuda", "xpu") or x.dtype == torch.float64 or is_decomposed():
         return False
-    return not torch.compiler.is_exporting() and select(x.device).name == "triton"
+    return not is_exporting() and select(x.device).name == "triton"
 
 
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vmamba.ops.backends import is_plain, select, unavailable
 from vmamba.ops.checks import check_operands
-from vmamba.ops.private_torch import is_observed
+from vmamba.ops.private_torch import is_exporting, is_observed
 from vmamba.ops.routes import routes
 
 #: How weights are stored and multiplied.
@@ -45,7 +45,7 @@ def for_packed(x: Tensor) -> bool:
     """True if packed layers may take these tokens: float32 on a CPU, nobody looking at single operations."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return False
-    if torch.compiler.is_exporting() or is_observed() or is_plain():  # the former for other machines
+    if is_exporting() or is_observed() or is_plain():  # the former for other machines
         return False
     return select(x.device).name == "native"
 

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 from vmamba.ops.backends import is_plain
 from vmamba.ops.checks import check_operands
 from vmamba.ops.derivatives import all_at_once, register_plain_derivatives
-from vmamba.ops.private_torch import HAS_ONEDNN_LINEAR, onednn_linear, onednn_linear_add
+from vmamba.ops.private_torch import HAS_ONEDNN_LINEAR, is_exporting, onednn_linear, onednn_linear_add
 
 #: Allocations of this size, in bytes, come from the operating system anew each time, which costs more than using them.
 LARGE = 32 * 2**20
@@ -104,7 +104,7 @@ def _branch(
 
 def for_onednn(x: Tensor) -> bool:
     """True if oneDNN is the faster library for this tensor."""
-    recorded = torch.compiler.is_exporting() or torch.jit.is_tracing()  # for other machines and sizes
+    recorded = is_exporting() or torch.jit.is_tracing()  # for other machines and sizes
     return x.device.type == "cpu" and x.dtype == torch.float32 and not recorded and not is_plain()
 
 

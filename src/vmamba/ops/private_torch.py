@@ -113,11 +113,17 @@ def constant_when_compiled(fn: Function) -> Function:
     return fn
 
 
+def is_exporting() -> bool:
+    """True while ``torch.export`` traces. Compiled code of PyTorch 2.11 takes the public function for true, too."""
+    exporting: bool | None = getattr(torch.compiler, "_is_exporting_flag", None)
+    return torch.compiler.is_exporting() if exporting is None else exporting
+
+
 def is_exporting_triton() -> bool:
     """True while ``torch.export`` asks for operators instead of the Triton kernels that they launch."""
     tracer = sys.modules.get("torch.export._trace")  # not loaded: nothing is exported
     asked = getattr(tracer, "custom_triton_ops_decomposition_disabled", None)
-    return torch.compiler.is_exporting() if asked is None else asked()
+    return is_exporting() if asked is None else asked()
 
 
 def register_cache_key(operator: str, kernels: Iterable[Any]) -> None:

@@ -13,6 +13,7 @@ from vmamba.ops.custom_op import define
 from vmamba.ops.derivatives import register_derivatives
 from vmamba.ops.gathered_scan import gathered_scan
 from vmamba.ops.operands import RoutesOperands
+from vmamba.ops.private_torch import is_exporting
 from vmamba.ops.selective_scan import scan_flops
 
 _OPERANDS = "Tensor x, Tensor dbc, Tensor dt_weight, Tensor A, Tensor D, Tensor dt_bias, Tensor order, bool by_route"
@@ -89,7 +90,7 @@ def _is_native(operands: RoutesOperands) -> bool:
     """True if the native kernels answer, in eager mode and in graphs compiled for this machine."""
     if not all(isinstance(t, Tensor) and t.device.type == "cpu" for t in operands[:7]):
         return False
-    return not (torch.compiler.is_exporting() or is_decomposed()) and select(operands.x.device).name == "native"
+    return not (is_exporting() or is_decomposed()) and select(operands.x.device).name == "native"
 
 
 def _run(*arguments: Any) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vmamba.errors import OptionError
 from vmamba.ops.operands import SelectiveScanGradients, SelectiveScanOperands, SS2DGradients, SS2DOperands
-from vmamba.ops.private_torch import constant_when_compiled, is_known
+from vmamba.ops.private_torch import constant_when_compiled, is_exporting, is_known
 
 
 class Implementation(Protocol):
@@ -112,7 +112,7 @@ def unavailable(name: str) -> str | None:
 
 def requested() -> str | None:
     """Name of the backend asked for with `use_backend`; None where the machine that runs an operator chooses."""
-    return None if _requested is None or torch.compiler.is_exporting() else _requested.name
+    return None if _requested is None or is_exporting() else _requested.name
 
 
 def is_plain() -> bool:
