@@ -100,7 +100,7 @@ from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 counter = CompileCounter()
-model = vmamba.create_model("vmamba_tiny_s1l8", device="meta")
+model = vmamba.create_model("vmamba_pico", device="meta")
 with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
     model = model.to_empty(device="cuda").eval()
     compiled = torch.compile(model, backend=counter, fullgraph=True)
@@ -124,7 +124,7 @@ def show(graph, _):
     print("one graph", *(names.count(f"vmamba.{name}") for name in ("ss2d_scan", "depthwise_silu")))
     return graph
 
-model = vmamba.create_model("vmamba_nano", device="meta")
+model = vmamba.create_model("vmamba_pico", device="meta")
 with FakeTensorMode(allow_non_fake_inputs=True):
     model = model.to_empty(device="cuda")
     image = torch.empty(2, 3, 64, 64, device="cuda")
@@ -139,7 +139,7 @@ with FakeTensorMode(allow_non_fake_inputs=True):
 
 def test_training_and_inference_on_a_gpu_convolve_in_one_pass() -> None:
     """Every block's convolution and SiLU are one operator, in one graph; but where somebody looks."""
-    blocks = sum(VARIANTS["vmamba_nano"].config.depths)
+    blocks = sum(VARIANTS["vmamba_pico"].config.depths)
     whole = f"one graph {blocks} {blocks}\n"
     assert run(FUSED) == f"{whole}True\n{whole}False\none graph {blocks} {blocks - 1}\n"
 

@@ -20,6 +20,7 @@ Train = Callable[..., int]
 
 # What is drawn per process (dropped paths, mixing within a batch) is off: the rest must not depend on their number.
 SAME = ("--set", "mixup=0", "cutmix=0", "model_options={dims: [8, 16, 24, 32], depths: [1, 1, 1, 1]}", "epochs=2")
+ACCUMULATED = "grad_accum_steps=2"
 TWO = ("--standalone", "--nproc-per-node", 2)
 
 
@@ -52,29 +53,24 @@ def finish(process: subprocess.Popen[str]) -> None:
     assert process.returncode == 0, f"{out}\n{err}"
 
 
-@pytest.mark.parametrize("distribution", ["ddp", "fsdp"])
-def test_two_processes(launch: Any, alone: Path, tmp_path: Path, distribution: str) -> None:
-    """With two accumulated passes, which change nothing either."""
-    finish(launch(tmp_path / "run", *SAME, "grad_accum_steps=2", f"distribution={distribution}", torchrun=TWO))
-    assert_same_curves(tmp_path / "run", alone)
-
-
 def test_two_nodes(launch: Any, alone: Path, tmp_path: Path) -> None:
+    """With two accumulated passes, which change nothing either."""
     port = free_port()
     common = ("--nnodes", 2, "--nproc-per-node", 1, "--master-addr", "127.0.0.1", "--master-port", port)
-    nodes = [launch(tmp_path / "run", *SAME, torchrun=(*common, "--node-rank", rank)) for rank in (0, 1)]
+    nodes = [launch(tmp_path / "run", *SAME, ACCUMULATED, torchrun=(*common, "--node-rank", rank)) for rank in (0, 1)]
     for node in nodes:
         finish(node)
     assert_same_curves(tmp_path / "run", alone)
 
 
 def test_sharded_state_continues_in_one_process(train: Train, launch: Any, alone: Path, tmp_path: Path) -> None:
-    process = launch(tmp_path / "run", *SAME, "distribution=fsdp", torchrun=TWO)
-    wait_for_step(process, tmp_path / "run", 6)
+    """Sharded for an epoch with its validation and some steps, each of two accumulated passes."""
+    process = launch(tmp_path / "run", *SAME, "distribution=fsdp", ACCUMULATED, torchrun=TWO)
+    wait_for_step(process, tmp_path / "run", STEPS + 2)
     process.terminate()
     process.communicate(timeout=60)
-    assert 6 <= last_state(tmp_path / "run")["position"]["step"] < 2 * STEPS
-    assert train(tmp_path / "run", *SAME, "--resume", "auto") == 0
+    assert STEPS + 2 <= last_state(tmp_path / "run")["position"]["step"] < 2 * STEPS
+    assert train(tmp_path / "run", *SAME, ACCUMULATED, "--resume", "auto") == 0
     assert_same_curves(tmp_path / "run", alone)
 
 
