@@ -157,7 +157,7 @@ struct RouteBackward {
 template <class T, class S>
 void image_backward(const ImageScan& s, const ImageGradients& g) {
   const int64_t width = backward_block(s.channels), blocks = ceil_div(s.channels, width);
-  const ImageParameters<T> parameters(s, width, true);
+  const ImageParameters<T> parameters(s, width, Layout::kBackward);
   const ParameterSums<T> sums{width, s.rank, s.states, s.routes, s.order ? s.routes : 1};
   const int64_t map = s.tokens() * s.row_stride();  // elements of an image's ddbc
 

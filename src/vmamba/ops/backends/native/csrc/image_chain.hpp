@@ -5,8 +5,7 @@
 // The same operations in the same order as in `image_forward.hpp`, so the result is the same to the last bit.
 #pragma once
 
-#include "matmul.hpp"
-#include "parameters.hpp"
+#include "projection.hpp"
 #include "scan_tile.hpp"
 
 namespace {
@@ -65,7 +64,8 @@ inline void finish_tile(const ScanTile<T, S>& tile, const T* decays, bool set) {
 template <class T, class S>
 void image_forward_chained(const ImageScan& s, T* y) {
   const int64_t width = kUnit, blocks = ceil_div(s.channels, width), chains = s.batch * blocks;
-  const ImageParameters<T> parameters(s, width, false);
+  const Layout layout = forward_layout<S>();
+  const ImageParameters<T> parameters(s, width, layout);
   const int64_t state_size = s.states * width, row_buffer = row_buffer_stride<T>(s.row()) * kTile;
   const vmamba::Memory states(chains * state_size * int64_t(sizeof(T)));
   const vmamba::Memory counters(chains * int64_t(sizeof(int64_t)));
@@ -94,7 +94,7 @@ void image_forward_chained(const ImageScan& s, T* y) {
     T* decays = step + kTile * width;
     T* state = states.as<T>() + chain * state_size;
     int64_t tokens[kTile], offset[kTile];
-    const T *rows[kTile], *state_rows[kTile];
+    const T* state_rows[kTile];
 
     const int64_t pixels = image * s.tokens() * s.channels + first;
     const ScanTile<T, S> tile{smaller(walk.tile(), walk.segment() - begin),
@@ -111,13 +111,9 @@ void image_forward_chained(const ImageScan& s, T* y) {
                               p.rate,
                               parameters.skip(block)};
     walk.tokens(segment * walk.segment() + begin, tile.count, tokens);
-    tile_rows<T>(static_cast<const S*>(s.dbc) + s.first_row(image, k), s.row_stride(), s.row(), tokens, tile.count,
-                 decays + kTile * state_size, rows);
-    for (int64_t t = 0; t < tile.count; ++t) {
-      offset[t] = tokens[t] * s.channels;
-      state_rows[t] = rows[t] + s.rank;
-    }
-    run(Product<T>{step, width, rows, p.weight, width, p.bias, s.rank}, tile.count, width);
+    for (int64_t t = 0; t < tile.count; ++t) offset[t] = tokens[t] * s.channels;
+    project_tile(s, static_cast<const S*>(s.dbc) + s.first_row(image, k), tokens, tile.count, p, layout, width,
+                 decays + kTile * state_size, step, state_rows);
     prepare_tile(tile, decays);
 
     int64_t* counter = counters.as<int64_t>() + chain;

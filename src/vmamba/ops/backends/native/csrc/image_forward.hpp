@@ -2,8 +2,7 @@
 #pragma once
 
 #include "image_chain.hpp"
-#include "matmul.hpp"
-#include "parameters.hpp"
+#include "projection.hpp"
 #include "scan_tile.hpp"
 
 namespace {
@@ -13,7 +12,8 @@ void image_forward(const ImageScan& s, T* y) {
   // More threads than blocks: they share the blocks.
   if (!s.order && s.batch * ceil_div(s.channels, kUnit) < s.threads) return image_forward_chained<T, S>(s, y);
   const int64_t width = forward_block(s.batch, s.channels, s.threads), blocks = ceil_div(s.channels, width);
-  const ImageParameters<T> parameters(s, width, false);
+  const Layout layout = forward_layout<S>();
+  const ImageParameters<T> parameters(s, width, layout);
 
   const int64_t row_buffer = row_buffer_stride<T>(s.row()) * kTile;
   const int64_t scratch = (kTile * width + s.states * width + row_buffer) * int64_t(sizeof(T));
@@ -24,7 +24,7 @@ void image_forward(const ImageScan& s, T* y) {
     T* state = step + kTile * width;
     T* buffer = state + s.states * width;
     int64_t tokens[kTile], offset[kTile];
-    const T *rows[kTile], *state_rows[kTile];
+    const T* state_rows[kTile];
 
     for (int64_t k = 0; k < s.routes; ++k) {
       const BlockParameters<T> p = parameters(block, k);
@@ -49,12 +49,8 @@ void image_forward(const ImageScan& s, T* y) {
         for (int64_t at = begin; at < begin + segment; at += length) {
           tile.count = smaller(length, begin + segment - at);
           walk.tokens(at, tile.count, tokens);
-          tile_rows<T>(dbc, s.row_stride(), s.row(), tokens, tile.count, buffer, rows);
-          for (int64_t t = 0; t < tile.count; ++t) {
-            offset[t] = tokens[t] * s.channels;
-            state_rows[t] = rows[t] + s.rank;
-          }
-          run(Product<T>{step, width, rows, p.weight, width, p.bias, s.rank}, tile.count, width);
+          for (int64_t t = 0; t < tile.count; ++t) offset[t] = tokens[t] * s.channels;
+          project_tile(s, dbc, tokens, tile.count, p, layout, width, buffer, step, state_rows);
           if (s.order)
             scan_tile<Output::kVisit>(tile);
           else if (k == 0)

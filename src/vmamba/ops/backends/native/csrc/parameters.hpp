@@ -2,19 +2,26 @@
 #pragma once
 
 #include "parallel.hpp"
+#include "product_kinds.hpp"
 #include "tiles.hpp"
 
 namespace {
 
+// How the weight of the projection is needed: by input, so in pairs of inputs in bfloat16, or also by channel.
+enum class Layout { kForward, kForwardInPairs, kBackward };
+
 // Padded with zeros to the block's width w: a padding channel has Δ = log 2, no input and no output.
 template <class T>
 struct BlockParameters {
-  T* weight;   // (R, w)
-  T* bias;     // (w)
-  T* skip;     // (w)
-  T* rate;     // (N, w)  A / log 2, so that decay = 2^(Δ · rate)
-  T* A;        // (N, w)
-  T* by_rank;  // (w, R padded to whole vectors): the weight as the backward pass of the projection needs it
+  T* weight;  // (R, w)
+  T* bias;    // (w)
+  T* skip;    // (w)
+  T* rate;    // (N, w)  A / log 2, so that decay = 2^(Δ · rate)
+  T* A;       // (N, w)
+  union {
+    T* by_rank;       // (w, R padded to whole vectors): the weight as the backward pass of the projection needs it
+    uint32_t* pairs;  // (R / 2 rounded up, w)
+  };
 
   static int64_t padded_rank(int64_t rank) { return round_up(rank, kLanes<T>); }
   static int64_t size(int64_t width, int64_t rank, int64_t states) {
@@ -33,7 +40,7 @@ struct BlockParameters {
 // From the operands of `valid` channels: weight (d, R), A (d, N), bias and skip (d), each of which may be null.
 template <class T>
 inline void fill(const BlockParameters<T>& p, const T* weight, const T* A, const T* bias, const T* skip, int64_t valid,
-                 int64_t width, int64_t rank, int64_t states, bool for_backward) {
+                 int64_t width, int64_t rank, int64_t states, Layout layout) {
   const T log2_e = T(1.4426950408889634);
   for (int64_t r = 0; r < rank; ++r) {
     T* row = p.weight + r * width;
@@ -49,7 +56,15 @@ inline void fill(const BlockParameters<T>& p, const T* weight, const T* A, const
     p.bias[d] = d < valid && bias ? bias[d] : T(0);
     p.skip[d] = d < valid && skip ? skip[d] : T(0);
   }
-  if (!for_backward) return;
+  if constexpr (std::is_same<T, float>::value) {
+    if (layout == Layout::kForwardInPairs)
+      for (int64_t r = 0; r < rank; r += 2)
+        for (int64_t d = 0; d < width; ++d) {
+          const float pair[2] = {p.weight[r * width + d], r + 1 < rank ? p.weight[(r + 1) * width + d] : 0.0f};
+          p.pairs[r / 2 * width + d] = BFloat16::word(pair, 0);
+        }
+  }
+  if (layout != Layout::kBackward) return;
   const int64_t padded = BlockParameters<T>::padded_rank(rank);
   for (int64_t d = 0; d < width; ++d)
     for (int64_t r = 0; r < padded; ++r)
@@ -60,7 +75,7 @@ inline void fill(const BlockParameters<T>& p, const T* weight, const T* A, const
 template <class T>
 class ImageParameters {
  public:
-  ImageParameters(const ImageScan& s, int64_t width, bool for_backward)
+  ImageParameters(const ImageScan& s, int64_t width, Layout layout)
       : routes_(s.routes),
         width_(width),
         rank_(s.rank),
@@ -78,7 +93,7 @@ class ImageParameters {
         const BlockParameters<T> p = (*this)(block, k);
         fill(p, static_cast<const T*>(s.weight) + at * s.rank, static_cast<const T*>(s.A) + at * s.states,
              static_cast<const T*>(s.bias) + at, static_cast<const T*>(s.D) + at, smaller(width, s.channels - first),
-             width, s.rank, s.states, for_backward);
+             width, s.rank, s.states, layout);
         for (int64_t d = 0; d < width; ++d) skip[d] += p.skip[d];
       }
     });

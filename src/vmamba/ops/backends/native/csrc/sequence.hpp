@@ -102,7 +102,7 @@ struct SequenceTask {
     c = static_cast<const S*>(s.c) + shared;
     const T *bias = static_cast<const T*>(s.bias), *skip = static_cast<const T*>(s.D);
     fill<T>(p, nullptr, static_cast<const T*>(s.A) + first * s.states, bias ? bias + first : nullptr,
-            skip ? skip + first : nullptr, valid, width, 0, s.states, false);
+            skip ? skip + first : nullptr, valid, width, 0, s.states, Layout::kForward);
     for (int64_t t = 0; t < kTile; ++t) {
       offset[t] = t * width;
       rows[t] = scratch.rows + t * 2 * s.states;
