@@ -99,6 +99,14 @@ def _chains_of_walk(known: dict[str, Any]) -> list[int]:
     return [known["K"], *ends, *composed, known["steps"]]
 
 
+def _groups_of_states(known: dict[str, Any]) -> list[float]:
+    """Of `_walk_back_states`: a visit for each group of states and for their sums; in the former all loops but one."""
+    groups = known["N"] // known["AT_ONCE"]
+    loops = [known["steps"], *2 * _if_loops(known["CHAINS"] - 1), known["steps"]]
+    visits, part = _visits(known) * (groups + 1), groups / (groups + 1)
+    return [visits, *(trips * part for trips in loops), known["steps"] / (groups + 1)]
+
+
 def _visits_of_patches(known: dict[str, Any]) -> list[float]:
     """Of `_gradients`: visits; in each, the states and the ranks of the gradient. The projection is unrolled."""
     visits = triton.cdiv(known["patches"] * known["batch"], known["grid"][1]) * known["blocks"] * known["K"]
@@ -133,6 +141,12 @@ KERNELS = {
         "dx ddbc dweight dA dskip dbias",
         lambda known: [_visits(known), known["steps"], known["steps"]],
         lambda known: _held(known, 4 + min(2, known["CHAINS"])),  # dy, x, `sums` of twice the size, `kept`
+    ),
+    "_walk_back_states": Kernel(
+        "dy x dbc",
+        "dx ddbc dweight dA dskip dbias",
+        _groups_of_states,
+        lambda known: _held(known, 8 + known["AT_ONCE"]),  # dy, x, `sums`, twice in `linear`, in float32, `kept`
     ),
     "_sum_parts": Kernel("parts", "total"),
     "_segment_ends": Kernel("x dbc", "sums ends", _states_and_ranks),

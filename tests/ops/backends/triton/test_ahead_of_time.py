@@ -99,8 +99,10 @@ import re
 import torch, triton_report as report
 
 shape = ((2, 14, 14), 32, 6, 1, False, torch.bfloat16)
-several = ((1, 14, 14), 32, 6, 2, False, torch.bfloat16)
-for case, kernel in ((shape, "_walk_back"), (shape, "_walk"), (several, "_gradients")):
+several = ((2, 14, 14), 32, 6, 2, False, torch.bfloat16)
+three = ((1, 14, 14), 32, 6, 3, False, torch.bfloat16)
+cases = ((shape, "_walk_back"), (shape, "_walk"), (several, "_walk_back_states"), (three, "_gradients"))
+for case, kernel in cases:
     runs = report.passes(*case)
     with report.recorded() as launches:
         runs["scan"](), runs["scan, backward"]()
@@ -114,6 +116,6 @@ for case, kernel in ((shape, "_walk_back"), (shape, "_walk"), (several, "_gradie
 
 def test_stores_have_arrived_before_other_threads_read_them_on_gfx942() -> None:
     """The last stores of a route are followed by a wait for them, and that by a barrier: Triton's own does not wait."""
-    kernels = ("_walk_back", "_walk", "_gradients")
+    kernels = ("_walk_back", "_walk", "_walk_back_states", "_gradients")
     expected = "['tt.store', 's_waitcnt vmcnt', 'barrier'] s_waitcnt vmcnt(0) True"
     assert run(WAITS).splitlines() == [f"{kernel} {expected}" for kernel in kernels]

@@ -124,10 +124,9 @@ def test_walk(
     ("grid", "channels", "states", "rank", "pattern", "chains"),
     [
         ((1, 1), 8, 2, 1, "cross", 1),
-        ((3, 4), 40, 16, 6, "cross", 1),  # warps that hold no channels
-        ((7, 5), 8, 16, 3, "cross", 16),
-        ((5, 6), 24, 4, 17, "cross", 4),
-        ((2, 5), 72, 8, 9, "bidirectional", 2),
+        ((3, 4), 40, 8, 6, "cross", 1),  # warps that hold no channels
+        ((3, 5), 8, 16, 3, "bidirectional", 16),
+        ((2, 3), 24, 4, 17, "cross", 4),
         ((9, 3), 40, 2, 6, "unidirectional", 8),
     ],
     ids=str,
@@ -141,19 +140,24 @@ def test_walk_with_several_states(
     pattern: str,
     chains: int,
 ) -> None:
-    """Forward, in float32, of three images: as many as leave programs of one chain with rows to spare."""
-    size = {"CHAINS": chains, "G": 4, "C": 8, "SPLIT": True}
-    monkeypatch.setattr(walk_launch, "shape", lambda *sizes: size)
+    """In float32, of three images: so programs of one chain have rows to spare."""
+    size = {"CHAINS": chains, "G": 2, "SPLIT": True}
+    monkeypatch.setattr(walk_launch, "shape", lambda *sizes: size | {"C": 8})
+    monkeypatch.setattr(walk_launch, "shape_back", lambda *sizes: size | {"C": 16, "AT_ONCE": min(4, states)})
     operands = [t.to(DEVICE) for t in ss2d_operands(3, *grid, channels, states, rank, pattern, torch.float32)]
-    expected = reference.ss2d_scan(SS2DOperands(*(t.cpu().double() for t in operands), pattern))
-    got = walk_kernels.ss2d_scan(*operands, pattern)
-    assert relative_error(got.cpu(), expected) < TOLERANCE[torch.float32]
+    dy = torch.randn(operands[0].shape, generator=torch.Generator().manual_seed(1))
+    exact = SS2DOperands(*(t.cpu().double() for t in operands), pattern)
+    expected = [reference.ss2d_scan(exact), *reference.ss2d_scan_backward(dy.double(), exact)]
+    got = [walk_kernels.ss2d_scan(*operands, pattern)]
+    got += walk_back_kernels.ss2d_scan_backward(dy.to(DEVICE), *operands, pattern)
+    for value, truth in zip(got, expected, strict=True):
+        assert relative_error(value.cpu(), truth) < TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("rank", "channels"), [(6, 32), (12, 40)])
-def test_walk_storage_types(dtype: torch.dtype, rank: int, channels: int) -> None:
-    check(ss2d_operands(2, 5, 3, channels, 1, rank, "cross", dtype))
+@pytest.mark.parametrize(("rank", "channels", "states"), [(6, 32, 1), (12, 40, 1), (6, 16, 2)])
+def test_walk_storage_types(dtype: torch.dtype, rank: int, channels: int, states: int) -> None:
+    check(ss2d_operands(2, 5, 3, channels, states, rank, "cross", dtype))
 
 
 def test_which_kernels_walk() -> None:
@@ -170,7 +174,7 @@ def test_which_kernels_walk() -> None:
     assert takes(1, 32, 32, 96) == [True, True]
     assert takes(32, 56, 56, 96, pattern="unidirectional") == [True, True]
     assert takes(1, 56, 56, 96) == [False, False]
-    assert takes(1, 32, 32, 96, states=16) == [True, False]
+    assert takes(1, 32, 32, 96, states=16) == [True, True]
     assert takes(1, 32, 32, 96, states=3) == [False, False]
     assert takes(1, 56, 56, 96, states=16) == [False, False]
     assert takes(1, 32, 32, 96, pattern="rows") == [False, False]
@@ -183,6 +187,7 @@ def test_which_kernels_walk() -> None:
     assert takes(1, 32, 32, 96, dtype=torch.float32) == [True, False]
     assert takes(1, 32, 32, 96, rank=48, dtype=torch.float32) == [False, False]
     assert takes(1, 32, 32, 96, rank=24, states=16, dtype=torch.float32) == [False, False]
+    assert takes(1, 32, 32, 96, states=16, dtype=torch.float16) == [True, False]
 
 
 def test_division_by_the_height_in_one_multiplication() -> None:

@@ -1,10 +1,10 @@
 """The scans in Triton, for GPUs of NVIDIA, AMD and Intel. Compiled when first used; nothing is built at install.
 
-`ss2d_walk_forward` and `ss2d_walk_backward` compute maps that fit a program, of one state, forward also of several;
-`ss2d_forward` and `ss2d_backward` the others; `walk_launch.takes` says which. `selective_forward`,
-`selective_backward` and `depthwise_silu` are what their names say. State and Δ are float32 for float32, bfloat16 and
-float16 storage; float64 is left to `chunked`. The backward pass recomputes the states, and adds partial sums in a fixed
-order instead of using atomics: the same inputs give the same gradients, bit for bit.
+`ss2d_walk_forward` and `ss2d_walk_backward` compute maps that fit a program, of a few states; `ss2d_forward` and
+`ss2d_backward` the others; `walk_launch.takes` says which. `selective_forward`, `selective_backward` and
+`depthwise_silu` are what their names say. State and Δ are float32 for float32, bfloat16 and float16 storage; float64 is
+left to `chunked`. The backward pass recomputes the states, and adds partial sums in a fixed order instead of using
+atomics: the same inputs give the same gradients, bit for bit.
 
 Under ``TRITON_INTERPRET=1`` the same kernels run, slowly, on CPU tensors. That is how they are tested without a GPU.
 """

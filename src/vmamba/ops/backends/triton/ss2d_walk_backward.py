@@ -36,6 +36,7 @@ from torch import Tensor
 
 from vmamba.ops.backends.triton import walk, walk_gradients, walk_launch
 from vmamba.ops.backends.triton.launch import launch, product_precision
+from vmamba.ops.backends.triton.ss2d_walk_back_states import _walk_back_states
 from vmamba.ops.backends.triton.sums import sum_parts
 from vmamba.ops.backends.triton.tiles import LOG2E, wait_for_stores
 
@@ -216,8 +217,8 @@ def ss2d_scan_backward(
     """Gradients for (x, dbc, dt_weight, A, D, dt_bias), the first of x's dtype, the second of dbc's or float32."""
     dy, x, dbc, dt_weight, A, D, dt_bias = (t.contiguous() for t in (dy, x, dbc, dt_weight, A, D, dt_bias))
     batch, height, width, channels = x.shape
-    rank = dt_weight.shape[2]
-    shape = walk_launch.shape_back(x, rank)
+    rank, states = dt_weight.shape[2], A.shape[2]
+    shape = walk_launch.shape_back(x, rank, states)
     sizes = walk_launch.sizes(x, shape["CHAINS"])
     warps, copies = shape["G"], 1 if shape["SPLIT"] else shape["G"]
     images, block = 16 * copies // shape["CHAINS"], shape["C"] * warps // copies
@@ -233,22 +234,28 @@ def ss2d_scan_backward(
     dx = torch.empty_like(x)
     ddbc = partial(parts, *dbc.shape)
     copies *= programs
-    dweight, dA = partial(copies, *dt_weight.shape), partial(copies, *A.shape)
+    dweight, dA = partial(copies, *dt_weight.shape), partial(copies, len(D), states, channels)
     dskip, dbias = partial(copies, channels), partial(copies, *dt_bias.shape)
-    kept = x.new_empty((programs * parts, sizes[4], min(2, shape["CHAINS"]), 16 * warps, shape["C"]))
+    kept_of_step = min(2, shape["CHAINS"]) if states == 1 else shape["AT_ONCE"]
+    kept = x.new_empty((programs * parts, sizes[4], kept_of_step, 16 * warps, shape["C"]))
     sums = partial(programs * parts, images * height * width, block)
-    transposed = dt_weight if shape["SPLIT"] else dt_weight.mT.contiguous()
+    if states == 1:
+        transposed = dt_weight if shape["SPLIT"] else dt_weight.mT.contiguous()
+        operands = (dy, x, dbc, dt_weight, transposed, A, D, dt_bias)
+        results = (dx, ddbc, dweight, dA, dskip, dbias, kept, sums)
+    else:
+        operands = (dy, x, dbc, dt_weight, A, D, dt_bias)
+        linear = partial(programs * parts, 2 * sizes[4] + 3 * shape["AT_ONCE"] + 2, 16 * warps, shape["C"])
+        results = (dx, ddbc, dweight, dA, dskip, dbias, kept, sums, linear)
     launch(
-        _walk_back,
+        _walk_back if states == 1 else _walk_back_states,
         (programs * parts,),
-        (
-            *(dy, x, dbc, dt_weight, transposed, A, D, dt_bias),
-            *(dx, ddbc, dweight, dA, dskip, dbias, kept, sums, *sizes, per_part, groups),
-        ),
+        (*operands, *results, *sizes, per_part, groups),
         warps,
         GRADIENT=product_precision(x.dtype),
         **shape,
+        **({} if states == 1 else {"N": states}),
         **walk_launch.constants(x, dbc, rank, pattern),
     )
     ddbc = sum_parts(ddbc, dbc.dtype)
-    return dx, ddbc, dweight.sum(0), dA.sum(0), dskip.sum(0).repeat(len(D), 1), dbias.sum(0)
+    return dx, ddbc, dweight.sum(0), dA.sum(0).mT, dskip.sum(0).repeat(len(D), 1), dbias.sum(0)

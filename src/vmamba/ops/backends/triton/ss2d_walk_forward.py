@@ -84,7 +84,7 @@ def _walk(
         begin = number % CHAINS * steps
         begin += backward * (CHAINS * steps - 1 - 2 * begin)
         weights = walk.load_weights(weight, dbc, first, channels, k, R, G, C, SPLIT)
-        rates = walk.load_rates(A + k * channels * N, first, channels, N, G, C, SPLIT)
+        rates = walk.load_rates(A + k * channels * N, first, channels, N, N, G, C, SPLIT)
         beta = walk.load_parameter(bias + k * channels, first, channels, G, C, SPLIT) * LOG2E
         beta = tl.broadcast_to(beta, (G, 16, C))
         passed = walk.load_parameter(skip + k * channels, first, channels, G, C, SPLIT)
@@ -102,7 +102,7 @@ def _walk(
             if N == 1:
                 states = (walk.starts(tl.exp2(total * rates[0]), states[0], CHAINS, G, C),)
             else:
-                states = walk.starts_of_states(total, states, rates, ends, CHAINS, N, G, C, WAITS)
+                states = walk.starts_of_states(total, states, rates, ends, False, CHAINS, N, G, C, WAITS)
         for t in range(steps):
             s = begin + t - 2 * backward * t
             valid = exists & (s < tokens)

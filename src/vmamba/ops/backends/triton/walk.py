@@ -166,10 +166,19 @@ def load_parameter(pointer, first, channels, G: tl.constexpr, C: tl.constexpr, S
 
 
 @triton.jit
-def load_rates(pointer, first, channels, N: tl.constexpr, G: tl.constexpr, C: tl.constexpr, SPLIT: tl.constexpr):
-    """A of every state, each as `load_parameter` has it."""
+def load_rates(
+    pointer,
+    first,
+    channels,
+    COUNT: tl.constexpr,
+    N: tl.constexpr,
+    G: tl.constexpr,
+    C: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    """A of so many of N states, each as `load_parameter` has it."""
     channel, rates = tile_channels(first, G, C, SPLIT), ()
-    for n in tl.static_range(N):
+    for n in tl.static_range(COUNT):
         rates += (tl.load(pointer + channel * N + n, mask=channel < channels, other=0.0).to(tl.float32),)
     return rates
 
@@ -331,6 +340,7 @@ def starts_of_states(
     states,
     rates,
     ends,
+    AGAINST: tl.constexpr,
     CHAINS: tl.constexpr,
     N: tl.constexpr,
     G: tl.constexpr,
@@ -338,6 +348,8 @@ def starts_of_states(
     WAITS: tl.constexpr,
 ):
     """State that each chain of warps that `SPLIT` starts with, for every state, by way of `ends` in memory.
+
+    Or, AGAINST the route, what each is pushed by those behind it.
 
     Chain after chain: they are few and long, where the maps of several states at once would fill the registers.
     """
@@ -353,8 +365,10 @@ def starts_of_states(
     found = no_states(N, G, C)
     place = tl.multiple_of((warp * 16 + chain // CHAINS * CHAINS) * C + column, (1, C // 4))
     place = tl.max_contiguous(place, (1, C // 4))
-    for other in range(CHAINS - 1):
-        later = tiles(tl.broadcast_to(chain % CHAINS, (16 * G, C)), G, C) > other
+    for turn in range(CHAINS - 1):
+        other = CHAINS - 1 - turn if AGAINST else turn
+        at = tiles(tl.broadcast_to(chain % CHAINS, (16 * G, C)), G, C)
+        later = at < other if AGAINST else at > other
         total, after = tiles(tl.load(ends + other * C + place), G, C), ()
         for n in tl.static_range(N):
             end = tiles(tl.load(ends + (n + 1) * SIZE + other * C + place), G, C)

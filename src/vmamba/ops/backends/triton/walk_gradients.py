@@ -27,12 +27,8 @@ def load_transposed(
     """
     operands = ()
     if SPLIT:
-        line, rank = tl.arange(0, C * G)[:, None], tl.arange(0, 8 * G)[None, :]
-        channel = first + line // C * C + column_channels(line % C, C)
-        for part in tl.static_range((R + 8 * G - 1) // (8 * G)):
-            mask = (channel < channels) & (rank < R - part * 8 * G)
-            w = tl.load(weight + (k * channels + channel) * R + part * 8 * G + rank, mask=mask, other=0.0)
-            operands += (_factor(w.to(tl.float32) * LOG2E, kind),)
+        operands += load_transposed_split(weight, kind, first, channels, k, R, G, C)
+        rank = tl.arange(0, 8 * G)[None, :]
         for part in tl.static_range(R // (8 * G), (R + 1) // (8 * G) + 1):
             one = tl.where(rank == R - part * 8 * G + tl.arange(0, 8 * G)[:, None] % 2, 1.0, 0.0)
             operands += (_factor(one, kind),)
@@ -52,6 +48,50 @@ def load_transposed(
             w = tl.permute(tl.reshape(_factor(w, kind), (C // 8, G, 8, 8)), (1, 0, 3, 2))
             operands += (tl.reshape(w, (G, C, 8)),)
     return operands
+
+
+@triton.jit
+def load_transposed_split(weight, kind, first, channels, k, R: tl.constexpr, G: tl.constexpr, C: tl.constexpr):
+    """The transpose of the Δ projection where the warps `SPLIT` the channels, [G C, 8 G] for every 8 G columns."""
+    line, rank, operands = tl.arange(0, C * G)[:, None], tl.arange(0, 8 * G)[None, :], ()
+    channel = first + line // C * C + column_channels(line % C, C)
+    for part in tl.static_range((R + 8 * G - 1) // (8 * G)):
+        mask = (channel < channels) & (rank < R - part * 8 * G)
+        w = tl.load(weight + (k * channels + channel) * R + part * 8 * G + rank, mask=mask, other=0.0)
+        operands += (_factor(w.to(tl.float32) * LOG2E, kind),)
+    return operands
+
+
+@triton.jit
+def add_rows(total, left, right, G: tl.constexpr, C: tl.constexpr):
+    """total + left right of the two rows of a lane, [G, 8, C]: half the registers."""
+    left, right = tl.reshape(left, (G, 2, 8, C)), tl.reshape(right, (G, 2, 8, C))
+    a0, a1 = tl.split(tl.permute(left, (0, 2, 3, 1)))
+    b0, b1 = tl.split(tl.permute(right, (0, 2, 3, 1)))
+    return tl.fma(a0, b0, tl.fma(a1, b1, total))
+
+
+@triton.jit
+def add_sum(pointer, value, first, channels, times, G: tl.constexpr, C: tl.constexpr):
+    """`add_parameter` of what `add_rows` summed, where the warps `SPLIT` the channels."""
+    both = tl.broadcast_to(tl.reshape(value, (G, 1, 8, C)), (G, 2, 8, C))
+    total = tl.reshape(both, (G, 16, C))
+    add_parameter(pointer, total * 0.5, first, channels, 0, times, G, C, True)
+
+
+@triton.jit
+def joined(db, dc, kind, G: tl.constexpr, C: tl.constexpr):
+    """Sums over the channels of a lane of two terms, as a factor: [G, 16, 4, 2]."""
+    return _factor(tl.join(of_lanes(db, G, C), of_lanes(dc, G, C)), kind)
+
+
+@triton.jit
+def scaled(values, factor: tl.constexpr):
+    """Each of some tensors times a number."""
+    products = ()
+    for i in tl.static_range(len(values)):
+        products += (values[i] * factor,)
+    return products
 
 
 @triton.jit
@@ -105,7 +145,7 @@ def _token_gradients(
 
 
 @triton.jit
-def _of_lanes(t, G: tl.constexpr, C: tl.constexpr):
+def of_lanes(t, G: tl.constexpr, C: tl.constexpr):
     """Sums over the channels of a lane, [G, 16, C] → [G, 16, 4]."""
     return tl.sum(tl.sum(tl.reshape(t, (G, 16, C // 8, 4, 2)), 4), 2)
 
@@ -130,7 +170,7 @@ def _token_gradients_split(
     Each warp adds up eight, or some eights in turn where there are more of them than warps.
     """
     dz = tl.reshape(tl.permute(dz, (1, 0, 2)), (16, G * C))
-    both = _factor(tl.join(_of_lanes(db, G, C), _of_lanes(dc, G, C)), kind)
+    both = _factor(tl.join(of_lanes(db, G, C), of_lanes(dc, G, C)), kind)
     both = tl.reshape(tl.permute(both, (1, 0, 2, 3)), (16, 8 * G))
     PARTS: tl.constexpr = (R + 8 * G - 1) // (8 * G)
     for part in tl.static_range((R + 8 * G + 1) // (8 * G)):
@@ -169,12 +209,19 @@ def project_back(
     Those of r, b and c are added to what `drow` points to (stored, where there were none before: `times`), that of the
     weights and the bias to `dw`, which is returned. Products over chains take an exchange between the lanes of a warp.
     """
-    dz, sums = _factor(dz, kind), ()
+    dz = _factor(dz, kind)
     if SPLIT:
         _token_gradients_split(drow, valid, dz, db, dc, kind, operands, times, R, G, C, PRECISION)
     else:
         db, dc = _factor(db, kind), _factor(dc, kind)
         _token_gradients(drow, valid, dz, db, dc, operands, times, R, G, C, PRECISION)
+    return _weight_gradients(ranks, dz, kind, dw, R, G, C, PRECISION)
+
+
+@triton.jit
+def _weight_gradients(ranks, dz, kind, dw, R: tl.constexpr, G: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr):
+    """Sums of the gradients of the weights and the bias, with those of the tokens of a step, of dz as a factor."""
+    sums = ()
     across = tl.permute(dz, (0, 2, 1))
     LAST: tl.constexpr = (R + 7) // 8
     for part in tl.static_range(LAST):
@@ -182,6 +229,76 @@ def project_back(
         sums += (product(across, r, dw[part], PRECISION),)
     ones = tl.full((G, 16, 8), 1.0, tl.float32).to(across.dtype)
     return sums + (product(across, ones, dw[LAST], PRECISION),)  # noqa: RUF005
+
+
+@triton.jit
+def project_back_split(
+    ranks,
+    drow,
+    valid,
+    dz,
+    kind,
+    operands,
+    dw,
+    times,
+    R: tl.constexpr,
+    G: tl.constexpr,
+    C: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """`project_back` of dz alone, where the warps `SPLIT` the channels."""
+    dz = _factor(dz, kind)
+    line = tl.reshape(tl.permute(dz, (1, 0, 2)), (16, G * C))
+    for part in tl.static_range((R + 8 * G - 1) // (8 * G)):
+        total = product(line, operands[part], tl.zeros((16, 8 * G), tl.float32), PRECISION)
+        total = tl.reshape(tl.permute(tl.reshape(total, (2, 8, G, 8)), (0, 2, 1, 3)), (16 * G, 8))
+        entry = (tl.arange(0, 16 * G) // 8 % G * 8)[:, None] + tl.arange(0, 8)[None, :]
+        place = tl.max_contiguous(tl.multiple_of(entry, (1, 2)), (1, 2))
+        mask = valid[:, None] & (entry < R - part * 8 * G)
+        add(drow[:, None] + place + part * 8 * G, total, mask, times)
+    return _weight_gradients(ranks, dz, kind, dw, R, G, C, PRECISION)
+
+
+@triton.jit
+def add_states(
+    drow,
+    valid,
+    bc,
+    kind,
+    times,
+    COUNT: tl.constexpr,
+    N: tl.constexpr,
+    R: tl.constexpr,
+    G: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """`add` the gradients of b and c of COUNT of N states, from `of_lanes` of their terms in turn, over all channels.
+
+    The first warp adds up all eight of them, or fewer.
+    """
+    joined = bc
+    for level in tl.static_range(2):
+        if COUNT >> level > 1:
+            pairs = ()
+            for i in tl.static_range(COUNT >> (level + 1)):
+                pairs += (tl.join(joined[2 * i], joined[2 * i + 1]),)
+            joined = pairs
+    both = tl.reshape(joined[0], (G, 16, 8 * COUNT))
+    both = tl.reshape(tl.permute(both, (1, 0, 2)), (16, 8 * COUNT * G))
+    line, column = tl.arange(0, 8 * COUNT * G)[:, None], tl.arange(0, 8 * G)[None, :]
+    # Entries of a lane: c or b, then which of every two states, then which two.
+    inner = line % (2 * COUNT)
+    if COUNT == 4:
+        which, state = inner // 4, inner // 2 % 2 + inner % 2 * 2
+    else:
+        which, state = inner // 2, inner % 2
+    one = tl.where(column == which * COUNT + state, 1.0, 0.0)
+    total = product(both, _factor(one, kind), tl.zeros((16, 8 * G), tl.float32), PRECISION)
+    total = tl.reshape(tl.permute(tl.reshape(total, (2, 8, G, 8)), (0, 2, 1, 3)), (16 * G, 8))
+    warp, entry = (tl.arange(0, 16 * G) // 8 % G)[:, None], tl.arange(0, 8)[None, :]
+    place = R + entry // COUNT * N + entry % COUNT
+    place = tl.max_contiguous(place, (1, 2))
+    add(drow[:, None] + place, total, valid[:, None] & (warp == 0) & (entry < 2 * COUNT), times)
 
 
 @triton.jit

@@ -15,7 +15,7 @@ from vmamba.ops.routes import routes
 
 #: Tokens of an image up to which the backward pass walks it as one chain.
 ONE_CHAIN = 64
-#: States that the forward pass walks with.
+#: Numbers of states that they walk with.
 STATES = (1, 2, 4, 8, 16)
 #: Warps that fill a large GPU, as many registers as they have; more would only leave more partial sums.
 ENOUGH_WARPS = 1024
@@ -24,10 +24,10 @@ ENOUGH_WARPS = 1024
 def takes(operands: SS2DOperands, backward: bool = False) -> bool:
     """True if the walking kernels compute this; else those for patches do (`ss2d_forward`, `ss2d_backward`).
 
-    They hold one state, the forward pass a power of two of them up to 16, load 16 bytes a lane (with several states 4),
-    and give an image's channels to few programs: the map must be small, or the images and channels many enough to fill
-    a GPU by themselves. Factors in float32 take twice the registers, which are not enough for a large rank, nor for the
-    backward pass of float32.
+    They hold a power of two of states up to 16, load 16 bytes a lane (4, forward with several states), and give an
+    image's channels to few programs: the map must be small, or the images and channels many enough to fill a GPU by
+    themselves. Factors in float32 take twice the registers, which are not enough for a large rank, nor for the backward
+    pass of float32, nor of float16 with several states.
     """
     x, dbc, rank = operands.x, operands.dbc, operands.dt_weight.shape[2]
     batch, height, width, channels = x.shape
@@ -35,11 +35,13 @@ def takes(operands: SS2DOperands, backward: bool = False) -> bool:
     fills = tokens <= 1024 or batch * channels >= 2048
     fits = tokens * max(height, width, channels) < 2**31
     states = operands.A.shape[2]
-    shaped = states in STATES[: 1 if backward else None] and channels % 8 == 0
+    shaped = states in STATES and channels % 8 == 0
     whole = not routes(operands.pattern)[0].per_line
     narrow = x.element_size() == dbc.element_size() == 2
     wide = x.dtype == dbc.dtype == torch.float32
-    ranks = {torch.bfloat16: 64 if tokens <= ONE_CHAIN else 48, torch.float16: 32}  # of which kernels do not spill
+    several = 48 if states == 1 else 32
+    ranks = {torch.bfloat16: 64 if tokens <= ONE_CHAIN else several}  # of which kernels do not spill
+    ranks |= {torch.float16: 32} if states == 1 else {}
     largest = ranks.get(x.dtype, 0) if backward else 32 if states == 1 else 16
     stored = (narrow and (rank <= largest or not backward)) or (wide and rank <= largest)
     return shaped and whole and fills and fits and stored
@@ -68,12 +70,16 @@ def shape(x: Tensor, states: int) -> dict[str, Any]:
     return {"CHAINS": min(few, _chains(x, 13, 16)), "G": 4, "C": 8, "SPLIT": True}
 
 
-def shape_back(x: Tensor, rank: int) -> dict[str, Any]:
+def shape_back(x: Tensor, rank: int, states: int) -> dict[str, Any]:
     """The same for the backward pass; where an image is few chains, the warps `SPLIT` the channels.
 
     There are as many warps as groups of 8 of the rank + 2 entries of a token, so that each adds up one of them, or at
-    most 8: more have too few registers. Up to `ONE_CHAIN` tokens nothing must be composed.
+    most 8: more have too few registers. Up to `ONE_CHAIN` tokens nothing must be composed. Of several states so many
+    are taken `AT_ONCE`.
     """
+    if states > 1:
+        chains = _chains(x, 25 if x.shape[1] * x.shape[2] > ONE_CHAIN else ONE_CHAIN, 16)
+        return {"CHAINS": chains, "G": 4, "C": 16, "SPLIT": True, "AT_ONCE": min(4, states)}
     limit = 128 if rank <= 16 else 32 if rank <= 24 else 8  # with more, kernels spill or wait more
     chains = _chains(x, 25 if x.shape[1] * x.shape[2] > ONE_CHAIN else ONE_CHAIN, limit)
     split = chains <= 16 and rank + 2 > 8
