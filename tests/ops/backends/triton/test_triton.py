@@ -124,7 +124,7 @@ def test_walk(
     ("grid", "channels", "states", "rank", "pattern", "chains"),
     [
         ((1, 1), 8, 2, 1, "cross", 1),
-        ((3, 4), 40, 8, 6, "cross", 1),  # warps that hold no channels
+        ((1, 3), 40, 8, 6, "cross", 1),  # warps that hold no channels
         ((3, 2), 8, 16, 3, "bidirectional", 4),
         ((2, 3), 24, 4, 17, "cross", 4),
         ((9, 3), 40, 2, 6, "unidirectional", 8),
