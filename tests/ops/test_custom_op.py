@@ -61,8 +61,8 @@ for device in ("cuda", "cpu"):
         backward = lambda dy, *operands: ops.ss2d_scan_backward(dy, *operands, "cross")
         trace(f"{device} backward", backward, [dy, *image])
         if device == "cuda":
-            two = [image[0], empty(2, 18, 16, 4, 8, dtype=half), image[2], empty(4, 32, 2), *image[4:]]
-            trace("two states", ss2d_scan, two)
+            three = [image[0], empty(2, 18, 16, 4, 10, dtype=half), image[2], empty(4, 32, 3), *image[4:]]
+            trace("three states", ss2d_scan, three)
             with use_backend("chunked"):
                 trace("chunked", ss2d_scan, image)
             trace("float64", ss2d_scan, [t.double() for t in image])
@@ -76,7 +76,7 @@ for device in ("cuda", "cpu"):
 EXPECTED = """\
 cuda forward kernels 1 operators 0
 cuda backward kernels 2 operators 0
-two states kernels 3 operators 0
+three states kernels 3 operators 0
 chunked kernels 0 operators 1
 float64 kernels 0 operators 1
 cuda convolution kernels 1 operators 0

@@ -138,9 +138,9 @@ def _walk_back_states(
             ends = linear + 2 * steps * SIZE
             starts = ends + 2 * (AT_ONCE + 1) * SIZE + own
             if CHAINS > 1:
-                found = walk.starts_of_states(total, states, rates, ends, False, CHAINS, AT_ONCE, G, C, WAITS)
+                before = walk.starts_of_states(total, states, rates, ends, False, CHAINS, AT_ONCE, G, C, WAITS)
                 for i in tl.static_range(AT_ONCE):  # not in registers
-                    tl.store(starts + i * SIZE, walk.rows(found[i], G, C))
+                    tl.store(starts + i * SIZE, walk.rows(before[i], G, C))
                 memory = ends + (AT_ONCE + 1) * SIZE
                 pushed = walk.starts_of_states(total, pushed, rates, memory, True, CHAINS, AT_ONCE, G, C, WAITS)
                 pushed = walk_gradients.scaled(pushed, walk.LN2)
