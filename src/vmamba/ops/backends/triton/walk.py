@@ -362,7 +362,7 @@ def starts_of_states(
     for n in tl.static_range(N):
         tl.store(ends + (n + 1) * SIZE + place, rows(states[n], G, C))
     wait_for_stores(WAITS)
-    found = no_states(N, G, C)
+    starts = no_states(N, G, C)
     place = tl.multiple_of((warp * 16 + chain // CHAINS * CHAINS) * C + column, (1, C // 4))
     place = tl.max_contiguous(place, (1, C // 4))
     for turn in range(CHAINS - 1):
@@ -372,9 +372,9 @@ def starts_of_states(
         total, after = tiles(tl.load(ends + other * C + place), G, C), ()
         for n in tl.static_range(N):
             end = tiles(tl.load(ends + (n + 1) * SIZE + other * C + place), G, C)
-            after += (tl.where(later, tl.fma(tl.exp2(total * rates[n]), found[n], end), found[n]),)
-        found = after
-    return found
+            after += (tl.where(later, tl.fma(tl.exp2(total * rates[n]), starts[n], end), starts[n]),)
+        starts = after
+    return starts
 
 
 @triton.jit
