@@ -175,7 +175,7 @@ def _walk_back_states(
                     through = tl.fma(through_decay, rates[j], through)
                     pulled = tl.fma(adjoint, walk.over_channels(b, G, C), pulled)
                     db, dc = adjoint * weighted, v * tl.fma(weighted, walk.over_channels(b * walk.LN2, G, C), carried)
-                    bc += (walk_gradients.joined(db, dc, x, G, C),)
+                    bc += (walk_gradients.stacked(db, dc, x, G, C),)
                 pushed, drates = pushed_before, drates_before
                 total -= delta
                 walk_gradients.add_states(dentries + n + token * PITCH, valid, bc, x, block, AT_ONCE, N, R, G, GRADIENT)

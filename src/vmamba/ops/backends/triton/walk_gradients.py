@@ -80,7 +80,7 @@ def add_sum(pointer, value, first, channels, times, G: tl.constexpr, C: tl.const
 
 
 @triton.jit
-def joined(db, dc, kind, G: tl.constexpr, C: tl.constexpr):
+def stacked(db, dc, kind, G: tl.constexpr, C: tl.constexpr):
     """Sums over the channels of a lane of two terms, as a factor: [G, 16, 4, 2]."""
     return _factor(tl.join(of_lanes(db, G, C), of_lanes(dc, G, C)), kind)
 
@@ -276,14 +276,14 @@ def add_states(
 
     The first warp adds up all eight of them, or fewer.
     """
-    joined = bc
+    stack = bc
     for level in tl.static_range(2):
         if COUNT >> level > 1:
             pairs = ()
             for i in tl.static_range(COUNT >> (level + 1)):
-                pairs += (tl.join(joined[2 * i], joined[2 * i + 1]),)
-            joined = pairs
-    both = tl.reshape(joined[0], (G, 16, 8 * COUNT))
+                pairs += (tl.join(stack[2 * i], stack[2 * i + 1]),)
+            stack = pairs
+    both = tl.reshape(stack[0], (G, 16, 8 * COUNT))
     both = tl.reshape(tl.permute(both, (1, 0, 2)), (16, 8 * COUNT * G))
     line, column = tl.arange(0, 8 * COUNT * G)[:, None], tl.arange(0, 8 * G)[None, :]
     # Entries of a lane: c or b, then which of every two states, then which two.
