@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import random
 import types
@@ -78,7 +79,23 @@ def test_unreadable_images(workers: int) -> None:
     evaluating = loader(28, broken=True, workers=workers, training=False)
     assert sum(len(batch) for batch in evaluating.batches(0)) == 24
     with pytest.raises(ImageError, match="image "):
-        list(loader(28, broken=True, workers=workers, strict=True).batches(0))
+        list(loader(28, broken=True, strict=True).batches(0))
+
+
+@pytest.mark.parametrize("taken", [1, 12])
+def test_processes_end_with_the_loader(taken: int) -> None:
+    """At once: collected later, while something is imported, each process is waited for in vain for seconds."""
+    gc.disable()
+    try:
+        one = loader(workers=2)
+        batches = one.batches(0)
+        for _ in range(taken):
+            next(batches)
+        assert len(multiprocessing.active_children()) == 2
+        del one, batches
+        assert not multiprocessing.active_children()
+    finally:
+        gc.enable()
 
 
 def test_a_batch_of_unreadable_images_is_not_yielded() -> None:

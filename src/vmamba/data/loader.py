@@ -14,6 +14,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -87,10 +88,10 @@ class IndexedLoader(Generic[Batch]):
             )
         if not self.images:
             raise DataError("there are no images to evaluate on")
-        self._position = _Position(self)
+        self._ahead = _Ahead()
         self._loader: DataLoader[tuple[Batch | None, list[str]]] = DataLoader(
             _Drawn(samples, seed, training),
-            batch_sampler=self._position,
+            batch_sampler=self._ahead,
             collate_fn=_Collate(collate),
             num_workers=workers,
             worker_init_fn=leave_signals_to_training,
@@ -126,8 +127,13 @@ class IndexedLoader(Generic[Batch]):
         Raises:
             ImageError: For an unreadable image where `strict`, or for many in a row.
         """
-        self._position.epoch, self._position.start = epoch, start
-        yield from report_skipped(self._loader, self.skipped, self.strict)
+        numbered = islice(self.indices(epoch), start, None)
+        ahead = ([(epoch, index) for index in indices] for indices in numbered)
+        self._ahead.batches = ahead
+        try:
+            yield from report_skipped(self._loader, self.skipped, self.strict)
+        finally:
+            ahead.close()  # it refers to this loader, whose processes end with it unless it is part of a cycle
 
 
 def report_skipped(
@@ -177,21 +183,14 @@ def _silent_without_training(
     sys.__excepthook__(kind, error, trace)
 
 
-class _Position:
-    """The batch sampler: where in which epoch the loader is."""
+class _Ahead:
+    """The batch sampler: the batches that are left of an epoch."""
 
-    def __init__(self, loader: IndexedLoader[Any]) -> None:
-        self.loader = loader
-        self.epoch = self.start = 0
+    def __init__(self) -> None:
+        self.batches: Iterator[list[tuple[int, int]]] = iter(())
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch = self.epoch
-        for number, indices in enumerate(self.loader.indices(epoch)):
-            if number >= self.start:
-                yield [(epoch, index) for index in indices]
-
-    def __len__(self) -> int:
-        return len(self.loader) - self.start
+        return self.batches
 
 
 class _Drawn(Dataset[tuple[Any, list[str]]]):
