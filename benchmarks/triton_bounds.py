@@ -206,17 +206,21 @@ def counted(launch: report.Launch) -> tuple[Counter[str], dict[str, Any]]:
     return Counter({kind: count * lanes for kind, count in counts.items()}), taken
 
 
-#: How many tensors must move: of x's size, and of dbc's.
+#: How many tensors must move: of x's size, and of dbc's. Backward, the gradients of the parameters must, too.
 NECESSARY = {"scan": (2, 1), "scan, backward": (3, 2), "convolution": (2, 0), "convolution, backward": (3, 0)}
 
 
 def rows(shape: tuple[Any, ...], stage: str, run: str, chosen: list[str] | None) -> list[dict[str, Any]]:
     """One line per kernel of a pass and one for all of them."""
-    (batch, height, width), inner, rank, states, _bias, dtype = shape
+    (batch, height, width), inner, rank, states, bias, dtype = shape
     routes = 4 if run.startswith("scan") else 1
     elements = batch * height * width * inner * routes
     xs, dbcs = NECESSARY[run]
     minimum = (xs * inner + dbcs * 4 * (rank + 2 * states)) * batch * height * width * dtype.itemsize
+    if run == "scan, backward":  # in float32: of the projection of Δ, A, D, and the bias
+        minimum += 4 * inner * 4 * (rank + states + 2)
+    elif run == "convolution, backward":
+        minimum += 4 * inner * (9 + bias)
     with report.recorded() as launches, Elsewhere() as elsewhere:
         report.passes(*shape)[run]()
     launches = [launch for launch in launches if not chosen or launch.kernel in chosen]

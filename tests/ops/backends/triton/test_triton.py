@@ -252,12 +252,17 @@ def test_gradients_are_the_same_bit_for_bit(channels: int) -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("channels", [12, 40])
-def test_blocks_of_channels_share_the_gradient_of_dbc(monkeypatch: pytest.MonkeyPatch, channels: int) -> None:
+@pytest.mark.parametrize(
+    ("shape", "channels", "states"), [((2, 4, 3), 12, 1), ((2, 4, 3), 40, 1), ((17, 1, 2), 72, 2)], ids=str
+)
+def test_blocks_of_channels_share_the_gradient_of_dbc(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], channels: int, states: int
+) -> None:
     """Few programs with several blocks and images each, or one program per block: the same sums."""
-    operands = [t.to(DEVICE) for t in ss2d_operands(2, 4, 3, channels, 1, 2, "cross", torch.float32)]
-    backward = walk_back_kernels if channels == 40 else ss2d_backward_kernels
-    limit = (walk_launch, "ENOUGH_WARPS") if channels == 40 else (ss2d_backward_kernels, "ENOUGH_PROGRAMS")
+    operands = [t.to(DEVICE) for t in ss2d_operands(*shape, channels, states, 2, "cross", torch.float32)]
+    walks = channels % 8 == 0
+    backward = walk_back_kernels if walks else ss2d_backward_kernels
+    limit = (walk_launch, "ENOUGH_WARPS") if walks else (ss2d_backward_kernels, "ENOUGH_PROGRAMS")
     exact = SS2DOperands(*(t.cpu().double() for t in operands), "cross")
     expected = reference.ss2d_scan_backward(exact.x, exact)
     for programs in (1, 1024):

@@ -33,9 +33,7 @@ def _walk_back_states(
     dA,
     dskip,
     dbias,
-    kept,
-    sums,
-    linear,
+    scratch,
     batch,
     height,
     width,
@@ -61,7 +59,7 @@ def _walk_back_states(
 ):
     """All gradients of every so many of the groups of images, for `blocks` blocks of channels.
 
-    Bytes: as `_walk_back` has them with ``R + 2N`` for ``R + 2``; `kept`, `sums` and `linear` stay in the caches, as
+    Bytes: as `_walk_back` has them with ``R + 2N`` for ``R + 2``; `scratch` stays in the caches, as
     far as the programs at work fit them together, several times what `_walk_back` keeps.
     """
     PITCH: tl.constexpr = K * (R + 2 * N)
@@ -79,12 +77,19 @@ def _walk_back_states(
     number = walk.row_chains(G, True)
     own = tl.arange(0, 16 * G)[:, None] * C + tl.arange(0, C)[None, :]
     own = tl.max_contiguous(tl.multiple_of(own, (1, C // 4)), (1, C // 4))
-    kept += tl.program_id(0).to(tl.int64) * (steps * AT_ONCE * SIZE)
-    sums += tl.program_id(0).to(tl.int64) * (tokens * IMAGES * BLOCK)
-    linear += tl.program_id(0).to(tl.int64) * ((2 * steps + 3 * AT_ONCE + 2) * SIZE)
+    # In `scratch`: the ends of the chains, along the route and against it; what they start with; the two sums over the
+    # states of every step; the decayed states, as x is stored; and the sum of dx over the routes. Of one address, since
+    # those of several are too many.
+    ALL: tl.constexpr = (2 + AT_ONCE) * SIZE
+    FIRST: tl.constexpr = (3 * AT_ONCE + 2) * SIZE
+    ends = scratch + tl.program_id(0).to(tl.int64) * (FIRST + steps * ALL + tokens * IMAGES * BLOCK)
+    starts = ends + 2 * (AT_ONCE + 1) * SIZE + own
+    linear = starts + AT_ONCE * SIZE
+    kept = (ends + FIRST + 2 * steps * SIZE).to(x.dtype)
+    sums = ends + FIRST + steps * ALL
+    block, turn = 0, 0
     for visit in range(turns * mine * (K * TURNS)):
         n, k = visit % TURNS * AT_ONCE, visit // TURNS % K
-        block, turn = visit // (K * TURNS) % mine, visit // (K * TURNS * mine)
         columns, backward = (COLUMNS >> k) & 1, (BACKWARD >> k) & 1
         first = (part * blocks + block) * BLOCK
         image = (program + turn * programs) * IMAGES
@@ -101,8 +106,7 @@ def _walk_back_states(
         weights = walk.load_weights(weight, dbc, first, channels, k, R, G, C, True)
         beta = walk.load_parameter(bias + k * channels, first, channels, G, C, True) * LOG2E
         beta = walk.settled(beta, G, C)
-        parameters, pitch = program.to(tl.int64) * (K * channels), K * channels
-        known = parameters + k * channels
+        known = (program * K + k).to(tl.int64) * channels
         if n < N:
             rates = walk.load_rates(A + k * channels * N + n, first, channels, AT_ONCE, N, G, C, True)
             states, pushed = walk.no_states(AT_ONCE, G, C), walk.no_states(AT_ONCE, G, C)
@@ -124,7 +128,7 @@ def _walk_back_states(
                     if i % 2 == 0:
                         bs, cs = walk.load_pair(row + n, R + i, G), walk.load_pair(row + n, R + N + i, G)
                     carried = tl.exp2(delta * rates[i]) * states[i]
-                    tl.store(kept + (t * AT_ONCE + i) * SIZE + own, walk.rows(carried, G, C).to(kept.dtype.element_ty))
+                    tl.store(kept + (t * AT_ONCE + i) * SIZE + own, walk.rows(carried, G, C).to(x.dtype.element_ty))
                     after += (tl.fma(weighted, walk.over_channels(bs[i % 2], G, C), carried),)
                     if CHAINS > 1:
                         pull = v * walk.over_channels(cs[i % 2], G, C)
@@ -135,8 +139,6 @@ def _walk_back_states(
             if k + n == 0:  # the same for all routes and states
                 same = dskip + program.to(tl.int64) * channels
                 walk_gradients.add_sum(same, dpassed, first, channels, turn, G, C)
-            ends = linear + 2 * steps * SIZE
-            starts = ends + 2 * (AT_ONCE + 1) * SIZE + own
             if CHAINS > 1:
                 before = walk.starts_of_states(total, states, rates, ends, False, CHAINS, AT_ONCE, G, C, WAITS)
                 for i in tl.static_range(AT_ONCE):  # not in registers
@@ -180,12 +182,12 @@ def _walk_back_states(
                 total -= delta
                 walk_gradients.add_states(dentries + n + token * PITCH, valid, bc, x, block, AT_ONCE, N, R, G, GRADIENT)
                 so_far = (own >= 0) & (n > 0)
-                pulled = walk.rows(pulled, G, C) + tl.load(linear + 2 * t * SIZE + own, mask=so_far, other=0.0)
-                through = walk.rows(through, G, C) + tl.load(linear + (2 * t + 1) * SIZE + own, mask=so_far, other=0.0)
-                tl.store(linear + 2 * t * SIZE + own, pulled)
-                tl.store(linear + (2 * t + 1) * SIZE + own, through)
+                pulled = walk.rows(pulled, G, C) + tl.load(linear + 2 * t * SIZE, mask=so_far, other=0.0)
+                through = walk.rows(through, G, C) + tl.load(linear + (2 * t + 1) * SIZE, mask=so_far, other=0.0)
+                tl.store(linear + 2 * t * SIZE, pulled)
+                tl.store(linear + (2 * t + 1) * SIZE, through)
             for i in tl.static_range(AT_ONCE):
-                rate_place = dA + (parameters + k * channels) * N + (n + i) * channels
+                rate_place = dA + known * N + (n + i) * channels
                 walk_gradients.add_sum(rate_place, drates[i], first, channels, turn, G, C)
         else:  # the sums over the states are complete
             passed = walk.load_parameter(skip + k * channels, first, channels, G, C, True)
@@ -199,8 +201,8 @@ def _walk_back_states(
                 mask = valid[:, None] & inside
                 u = walk.tiles(walk.widened(tl.load(x + here * channels + place, mask=mask, other=0.0)), G, C)
                 v = walk.tiles(walk.widened(tl.load(dy + here * channels + place, mask=mask, other=0.0)), G, C)
-                pulled = walk.tiles(tl.load(linear + 2 * t * SIZE + own), G, C)
-                through = walk.tiles(tl.load(linear + (2 * t + 1) * SIZE + own), G, C)
+                pulled = walk.tiles(tl.load(linear + 2 * t * SIZE), G, C)
+                through = walk.tiles(tl.load(linear + (2 * t + 1) * SIZE), G, C)
                 sum_place = walk.row_places(token, column, BLOCK, C)
                 du = walk.tiles(tl.load(sums + sum_place, mask=mask & (k > 0), other=0.0), G, C)
                 ranks = walk.load_ranks(row, R, G)
@@ -212,6 +214,9 @@ def _walk_back_states(
                 dz = tl.fma(pulled, u, through) * tl.exp2(z - delta)
                 drow = dentries + token * PITCH
                 dw = walk_gradients.project_back_split(ranks, drow, valid, dz, x, back, dw, block, R, G, C, GRADIENT)
-            walk_gradients.add_bias(dbias + known, dw, first, channels, pitch, turn, R, G, C, True)
-            walk_gradients.add_weights(dweight + parameters * R, dw, first, channels, k, pitch * R, turn, R, G, C, True)
+            walk_gradients.add_bias(dbias + known, dw, first, channels, 0, turn, R, G, C, True)
+            walk_gradients.add_weights(dweight + known * R, dw, first, channels, 0, 0, turn, R, G, C, True)
         wait_for_stores(WAITS)  # another visit adds to the sums in other threads
+        block += (visit + 1) % (K * TURNS) == 0
+        turn += block == mine
+        block = tl.where(block == mine, 0, block)

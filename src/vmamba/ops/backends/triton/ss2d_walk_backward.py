@@ -236,17 +236,17 @@ def ss2d_scan_backward(
     copies *= programs
     dweight, dA = partial(copies, *dt_weight.shape), partial(copies, len(D), states, channels)
     dskip, dbias = partial(copies, channels), partial(copies, *dt_bias.shape)
-    kept_of_step = min(2, shape["CHAINS"]) if states == 1 else shape["AT_ONCE"]
-    kept = x.new_empty((programs * parts, sizes[4], kept_of_step, 16 * warps, shape["C"]))
-    sums = partial(programs * parts, images * height * width, block)
+    lanes, of_image = 16 * warps * shape["C"], images * height * width * block
     if states == 1:
+        kept = x.new_empty((programs * parts, sizes[4], min(2, shape["CHAINS"]), lanes))
         transposed = dt_weight if shape["SPLIT"] else dt_weight.mT.contiguous()
         operands = (dy, x, dbc, dt_weight, transposed, A, D, dt_bias)
-        results = (dx, ddbc, dweight, dA, dskip, dbias, kept, sums)
+        memory = (kept, partial(programs * parts, of_image))
     else:
         operands = (dy, x, dbc, dt_weight, A, D, dt_bias)
-        linear = partial(programs * parts, 2 * sizes[4] + 3 * shape["AT_ONCE"] + 2, 16 * warps, shape["C"])
-        results = (dx, ddbc, dweight, dA, dskip, dbias, kept, sums, linear)
+        at_once = shape["AT_ONCE"]
+        memory = (partial(programs * parts, (3 * at_once + 2 + sizes[4] * (2 + at_once)) * lanes + of_image),)
+    results = (dx, ddbc, dweight, dA, dskip, dbias, *memory)
     launch(
         _walk_back if states == 1 else _walk_back_states,
         (programs * parts,),
