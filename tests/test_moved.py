@@ -22,6 +22,7 @@ def test_old_paths_give_the_same_with_a_warning(module: str, name: str) -> None:
     assert old is getattr(importlib.import_module(place), name)
 
 
+@pytest.mark.slow
 def test_as_written_in_a_program() -> None:
     program = "import vmamba\nfrom vmamba.model.zoo import VARIANTS\nfrom vmamba.tasks.classification import predict\n"
     result = subprocess.run([sys.executable, "-W", "always", "-c", program], capture_output=True, text=True, check=True)

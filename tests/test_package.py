@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 import vmamba
 
 HEAVY = ("triton", "transformers", "matplotlib", "sklearn", "scipy", "pandas")
@@ -19,6 +21,7 @@ assert not torch.cuda.is_initialized()
 """
 
 
+@pytest.mark.slow
 def test_import_is_lean() -> None:
     code = PROBE.replace("{heavy}", repr(HEAVY))
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -48,6 +48,7 @@ def python(program: str, *arguments: object) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_imports() -> None:
     imported = python(WITHOUT + IMPORT_ALL).split()
     assert len(imported) > 80

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from support import checkpoint_fuzzing
 
 
+@pytest.mark.slow
 def test_two_hundred_files(tmp_path: Path) -> None:
     outcomes: Counter[str] = Counter()
     for seed in range(200):

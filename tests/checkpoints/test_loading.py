@@ -70,6 +70,7 @@ def test_missing_average_is_named(small: VMamba) -> None:
         load_weights(small, AUTHOR_FILE, weights="ema")
 
 
+@pytest.mark.slow
 def test_every_released_checkpoint_fits_by_name_and_is_recognised(released: dict[str, Any]) -> None:
     for name, entry in released.items():
         authors = {n: torch.empty(shape, device="meta") for n, shape in entry["state_dict"].items()}

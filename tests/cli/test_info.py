@@ -17,6 +17,7 @@ from vmamba.model.variants import VARIANTS
 from vmamba.ops.backends import BACKENDS
 
 
+@pytest.mark.slow
 def test_models_lists_all_with_published_results(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("models") == 0
     out = capsys.readouterr().out
@@ -26,6 +27,7 @@ def test_models_lists_all_with_published_results(run: Run, capsys: pytest.Captur
     assert "83.9" in out
 
 
+@pytest.mark.slow
 def test_models_as_json(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("models", "--json") == 0
     records = {record.pop("model"): record for record in json.loads(capsys.readouterr().out)}

@@ -41,6 +41,7 @@ def test_predictions_are_those_of_the_frozen_model(
     assert (got - exact).abs().max() > 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", WORK)
 def test_every_command_that_works_through_images(
     command: str,

@@ -92,6 +92,7 @@ def test_killed_at_random_every_image_comes_once(
             assert one["probability"] == pytest.approx(other["probability"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_terminated_a_command_keeps_its_rows(weights: Path, many: Path, tmp_path: Path) -> None:
     output = tmp_path / "rows.parquet"
     options = ["--checkpoint", str(weights), "--image-size", "64", "--output", str(output)]
@@ -208,6 +209,7 @@ def test_embeddings_are_what_the_classifier_sees(run: Run, weights: Path, images
         np.testing.assert_allclose(parts[row["image"]]["embedding"], vector, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="no such program")
 def test_names_come_from_the_standard_input(weights: Path, images: Path, tmp_path: Path) -> None:
     output = tmp_path / "rows.jsonl"

@@ -14,7 +14,7 @@ NOTEBOOKS = Path(__file__).parents[2] / "docs" / "notebooks"
 #: In the place of what the cell tagged ``parameters`` says.
 SMALL: dict[str, dict[str, Any]] = {
     "classify_and_look_inside": {"steps": 2, "batch_size": 4},
-    "fine_tune_on_your_photos": {"epochs": 3, "photos_per_class": 8},
+    "fine_tune_on_your_photos": {"epochs": 3, "photos_per_class": 6},
     "segment_large_images": {"epochs": 2, "pictures": 8, "large": (160, 224)},
     "ss2d_in_your_u_net": {"steps": 2, "batch_size": 2},
 }

@@ -74,11 +74,10 @@ def test_preprocessing(size: tuple[int, int], interpolation: str, javascript: Ja
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vmamba_pico", "vmamba_tiny_s1l8"])
-def test_exported_models(name: str, runtime: Path, javascript: Javascript, tmp_path: Path) -> None:
+def test_exported_models(runtime: Path, javascript: Javascript, tmp_path: Path) -> None:
     """The files of ``vmamba export``, their scans as functions, in ONNX Runtime for browsers."""
     torch.manual_seed(0)
-    model = vmamba.create_model(name, num_classes=7).eval()
+    model = vmamba.create_model("vmamba_pico", num_classes=7).eval()
     path = export(model, tmp_path / "model.onnx", image_size=64).path
     images = torch.randn(2, 3, 40, 72)
     result = javascript("run", str(runtime), str(path), images.flatten().tolist(), list(images.shape))

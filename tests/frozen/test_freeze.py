@@ -299,6 +299,7 @@ def test_half_precision_and_autocast(model: Any, images: Tensor) -> None:
             assert relative_error(frozen(images), model(images)) < 2e-2
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")
 @pytest.mark.parametrize(
     "options", [{}, {"pos_embed_size": 64, "scan": "cascade", "downsample": "patch_merging"}], ids=str

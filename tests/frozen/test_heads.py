@@ -106,6 +106,7 @@ def test_threads_share_them_and_copies_agree(name: str) -> None:
     assert relative_error(steps(frozen, golden)[step], truth) < 1e-5
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("int8", 1e-3)])
 def test_compiled(precision: str, tolerance: float) -> None:

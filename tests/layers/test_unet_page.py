@@ -32,6 +32,7 @@ def test_the_network_is_short(page: dict[str, Any]) -> None:
     assert len([line for line in network.splitlines() if line.strip()]) <= 40
 
 
+@pytest.mark.slow
 def test_compiled_and_exported(page: dict[str, Any]) -> None:
     model, images = page["model"].eval(), page["images"]
     with torch.no_grad():

@@ -23,6 +23,10 @@ def stem(path: Path) -> str:
     return path.stem
 
 
+def slow_if_large(path: Path) -> list[pytest.MarkDecorator]:
+    return [] if "tiny" in path.stem else [pytest.mark.slow]
+
+
 def run(model: VMamba, image: Tensor) -> tuple[Tensor, list[Tensor]]:
     last, stages = cast(Any, model.forward_intermediates(image))
     return model.forward_head(last), stages
@@ -32,7 +36,7 @@ def run(model: VMamba, image: Tensor) -> tuple[Tensor, list[Tensor]]:
 ON_CPU = [name for name in BACKENDS if name != "triton"]
 
 
-@pytest.mark.parametrize("path", RELEASED, ids=stem)
+@pytest.mark.parametrize("path", [pytest.param(path, marks=slow_if_large(path)) for path in RELEASED], ids=stem)
 def test_released_outputs(path: Path, released: dict[str, Any]) -> None:
     name = path.stem.removesuffix("_96x96")
     golden = Golden.load(path)

@@ -33,6 +33,7 @@ def layers(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if type(module) in LAYERS]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the packages that peft imports
 @pytest.mark.parametrize("start", ["random", "usual"])
 def test_lora_on_all_linear_layers(model: Any, images: Tensor, start: str) -> None:

@@ -71,6 +71,7 @@ class SelectiveScan(nn.Module):
         return selective_scan(u, delta, A, B, C, D, delta_softplus=True)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`isinstance:FutureWarning")  # PyTorch 2.11's own
 @pytest.mark.parametrize("module", [Scan(), SelectiveScan()], ids=["ss2d", "selective"])
 def test_export_keeps_the_operator_or_holds_plain_pytorch(module: nn.Module) -> None:

@@ -61,6 +61,7 @@ def test_ss2d_storage_types(grid: tuple[int, int], dtype: torch.dtype) -> None:
         assert relative_error(got, expected) < TOLERANCE[dtype]
 
 
+@pytest.mark.slow
 def test_ss2d_of_an_image_as_large_as_a_first_stage() -> None:
     truth, result = truth_and_result(ss2d_operands(1, 56, 56, 3, 1, 2, "cross", torch.float32), "cross")
     for expected, got in zip(truth, result, strict=True):
@@ -146,6 +147,7 @@ def test_threads_do_not_change_images(
     )
 
 
+@pytest.mark.slow
 @few
 @given(st.integers(1, 3000), st.integers(1, 20), st.integers(1, 3), st.integers(1, 2), dtypes)
 @example(4099, 33, 2, 1, torch.float32)
