@@ -6,8 +6,6 @@ BIN := $(VENV)/bin
 CSRC := src/vmamba/ops/backends/native/csrc
 SOURCES := $(wildcard $(CSRC)/*.cpp $(CSRC)/*.hpp $(CSRC)/*/*.cpp $(CSRC)/*/*.hpp)
 JOBS ?= 2
-# Tests that start processes wait for them; another does its work meanwhile.
-WORKERS ?= 3
 TIMM := $(shell sed -n 's/^timm==//p' constraints.txt)
 UV := $(BIN)/uv pip install --quiet --constraint constraints.txt
 export UV_HTTP_TIMEOUT ?= 180
@@ -21,11 +19,11 @@ demo: $(VENV)/installed
 	$(BIN)/vmamba demo
 
 test: $(VENV)/browser .cache/timm-$(TIMM) lint test-openmmlab
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 # Without what takes long: whole training runs, timm's suite, interpreted kernels. Under 3 minutes on two cores.
 test-fast: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not slow"
 
 # The plug-in inside OpenMMLab's packages, whose warnings are their own.
 test-openmmlab: $(VENV)/openmmlab/installed $(VENV)/installed
@@ -35,7 +33,7 @@ test-openmmlab: $(VENV)/openmmlab/installed $(VENV)/installed
 OLDEST := $(VENV)/oldest
 OLDEST_PYTHON ?= 3.10
 test-oldest: $(OLDEST)/installed
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal -o filterwarnings=default -m "not slow"
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n $(JOBS) --dist worksteal -o filterwarnings=default -m "not slow"
 
 $(OLDEST)/installed: pyproject.toml $(BIN)/uv
 	$(BIN)/uv venv --quiet --clear --no-python-downloads --python $(OLDEST_PYTHON) $(OLDEST)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -113,7 +114,9 @@ def test_two_actors_give_the_rows_of_one_process(weights: Path, images: Path, tm
         output = tmp_path / f"{name}.jsonl"
         fixed = ["--checkpoint", str(weights), "--image-size", "32", "--batch-size", "2", "--output", str(output)]
         command = [sys.executable, "-c", RUN, kill, "predict", str(images), *fixed, *options]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        # Ray's own processes yield to all others by default, and would wait for minutes beside other tests.
+        environment = os.environ | {"RAY_worker_niceness": "0"}
+        result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         assert result.returncode == 1, result.stderr[-3000:]
         assert ("killed" in result.stderr) == (kill == "kill"), result.stderr[-3000:]
         return rows(output)

@@ -95,7 +95,7 @@ def test_patterns(pattern: str, grid: tuple[int, int]) -> None:
         ((2, 3), 40, 20, "cross", 1),
         ((5, 6), 40, 3, "cross", 32),  # a block of channels with a remainder
         ((7, 7), 16, 17, "cross", 0),  # several images a program, of which two exist
-        ((9, 8), 40, 7, "cross", 0),
+        ((9, 8), 16, 7, "cross", 0),
         ((6, 5), 16, 2, "bidirectional", 4),
         ((3, 5), 16, 2, "unidirectional", 4),
     ],
@@ -154,9 +154,16 @@ def test_walk_with_several_states(
         assert relative_error(value.cpu(), truth) < TOLERANCE[torch.float32]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("rank", "channels", "states"), [(6, 32, 1), (12, 40, 1), (6, 16, 2)])
-def test_walk_storage_types(dtype: torch.dtype, rank: int, channels: int, states: int) -> None:
+@pytest.mark.parametrize(
+    ("rank", "channels", "states", "dtype"),
+    [
+        (6, 32, 1, torch.float16),
+        (12, 40, 1, torch.bfloat16),
+        (6, 16, 2, torch.bfloat16),
+        (6, 16, 2, torch.float16),
+    ],
+)
+def test_walk_storage_types(rank: int, channels: int, states: int, dtype: torch.dtype) -> None:
     check(ss2d_operands(2, 5, 3, channels, states, rank, "cross", dtype))
 
 
@@ -253,7 +260,7 @@ def test_gradients_are_the_same_bit_for_bit(channels: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "channels", "states"), [((2, 4, 3), 12, 1), ((2, 4, 3), 40, 1), ((17, 1, 2), 72, 2)], ids=str
+    ("shape", "channels", "states"), [((2, 4, 3), 12, 1), ((2, 3, 2), 40, 1), ((17, 1, 2), 72, 2)], ids=str
 )
 def test_blocks_of_channels_share_the_gradient_of_dbc(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], channels: int, states: int
