@@ -13,12 +13,15 @@ export UV_HTTP_TIMEOUT ?= 180
 # What waits for the network leaves the processor to what compiles, types and tests.
 MAKEFLAGS += --jobs=4
 
-.PHONY: demo docs test test-fast test-oldest test-openmmlab lint types types-tests lock release native sanitize clean
+.PHONY: demo docs test test-package test-fast test-oldest test-openmmlab lint types types-tests lock release native sanitize clean
 
 demo: $(VENV)/installed
 	$(BIN)/vmamba demo
 
-test: $(VENV)/browser .cache/timm-$(TIMM) lint test-openmmlab
+# At once: the plug-in's tests and the linters fill the pauses of the others.
+test: test-package test-openmmlab lint
+
+test-package: $(VENV)/browser .cache/timm-$(TIMM) $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 # Without what takes long: whole training runs, timm's suite, interpreted kernels. Under 3 minutes on two cores.
