@@ -59,8 +59,8 @@ def _walk_back_states(
 ):
     """All gradients of every so many of the groups of images, for `blocks` blocks of channels.
 
-    Bytes: as `_walk_back` has them with ``R + 2N`` for ``R + 2``; `scratch` stays in the caches, as
-    far as the programs at work fit them together, several times what `_walk_back` keeps.
+    Bytes: as `_walk_back` has them with ``R + 2N`` for ``R + 2``; `scratch` stays in the caches, as far
+    as the programs at work fit them together, several times what `_walk_back` keeps.
     """
     PITCH: tl.constexpr = K * (R + 2 * N)
     IMAGES: tl.constexpr = 16 // CHAINS
