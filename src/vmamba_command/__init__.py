@@ -7,6 +7,8 @@ timm; hence this package beside it. ``python -m vmamba`` imports `vmamba` first 
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import importlib.metadata
 import os
 import signal
@@ -89,8 +91,32 @@ def command_of(arguments: Sequence[str], commands: Mapping[str, str] = COMMANDS)
     return name if name in commands else None
 
 
+class _End:
+    """What the process does last: it leaves at once. To take apart PyTorch and what it imports would cost a second."""
+
+    status = 1
+
+    def __call__(self) -> None:
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(self.status)
+
+
 def main() -> int:
-    """Run the console script; returns the exit status."""
+    """Run the console script; returns the exit status, with which the process will end."""
+    end = _End()
+    atexit.register(end)  # the first that is registered runs last, after all threads have ended
+    try:
+        end.status = _run()
+    except SystemExit as leaving:
+        end.status = leaving.code if isinstance(leaving.code, int) else 1
+        raise
+    return end.status
+
+
+def _run() -> int:
     for number in STATUS:
         signal.signal(number, _leave)
     if command_of(sys.argv[1:]) is None:
@@ -98,9 +124,10 @@ def main() -> int:
         for name, line in COMMANDS.items():
             commands.add_parser(name, help=line)
         parser.parse_args()  # shows the help, the version, or an error
+    gc.disable()  # what is imported stays; to look through it again and again for garbage would cost a second
     from vmamba.cli import main as run
 
-    return run(when_imported=_raise_from_now_on)
+    return run(when_imported=_begin)
 
 
 def interrupted(interruption: KeyboardInterrupt) -> int:
@@ -116,7 +143,10 @@ def _leave(number: int, _: object) -> None:
     os._exit(NOT_STARTED if command_of(sys.argv[1:]) == "train" else STATUS[number])
 
 
-def _raise_from_now_on() -> None:
+def _begin() -> None:
+    """Everything is imported: collect garbage, of what comes from now on, and raise at signals."""
+    gc.freeze()
+    gc.enable()
     signal.signal(signal.SIGTERM, _terminate)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

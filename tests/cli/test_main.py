@@ -32,10 +32,19 @@ def script(*arguments: object, code: str = SCRIPT) -> subprocess.CompletedProces
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+IMPORTED = f"""
+import sys
+from vmamba_command import main
+try:
+    main()
+finally:
+    print(*[name for name in {HEAVY} if name in sys.modules])
+"""
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], [], ["predcit", "x.png"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
-    probe = "import sys, atexit; atexit.register(lambda: print(*[m for m in {} if m in sys.modules])); " + SCRIPT
-    result = script(*arguments, code=probe.replace("{}", repr(HEAVY)))
+    result = script(*arguments, code=IMPORTED)
     assert result.returncode == (0 if arguments and arguments[0].startswith("--") else 2)
     assert result.stdout.splitlines()[-1] == ""
     if arguments == ["--help"]:
@@ -152,6 +161,34 @@ def test_termination_keeps_the_results(segmenter: Path, images: Path, tmp_path: 
         with Image.open(record["labels"]) as labels:
             labels.load()
     assert not list(output.glob(".writing-*"))
+
+
+FINISHING = """
+import atexit, gc, sys, threading, time
+import vmamba.cli, vmamba_command
+
+def write(text):
+    time.sleep(0.5)
+    print(text, flush=True)
+
+def run(*, when_imported):
+    assert not gc.isenabled()
+    when_imported()
+    assert gc.isenabled()
+    threading.Thread(target=write, args=["thread"]).start()
+    atexit.register(write, "last")
+    print("result", end=" ")
+    return 1
+
+vmamba.cli.main = run
+sys.exit(vmamba_command.main())
+"""
+
+
+def test_process_ends_when_all_is_done() -> None:
+    """Though it does not take apart what was imported."""
+    result = script("models", code=FINISHING)
+    assert (result.returncode, result.stdout, result.stderr) == (1, "result thread\nlast\n", "")
 
 
 SWALLOWED = """

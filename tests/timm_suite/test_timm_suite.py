@@ -25,8 +25,6 @@ SUITE = HERE.parents[1] / ".cache" / f"timm-{version('timm')}" / "tests" / "test
     ("models", "count", "in_ci"),
     [
         ("vmamba_nano or vmamba_tiny_s1l8 or vanilla_vmamba_tiny", 10 * 3, True),
-        # More blocks of the same: one of them, without the three tests that take longest.
-        ("vmamba_small_s1l20 and not _fx and not prune_intermediate_layers_contract", 7, True),
         ("local_vmamba_tiny or efficient_vmamba_tiny", 10 * 2, True),
         ("vmamba_pico", 11, False),  # the test that is not for CI, TorchScript of a graph, too
     ],

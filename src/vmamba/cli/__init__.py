@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None, *, when_imported: Callable[[], 
         when_imported()
         with quiet(options.quiet), remarks_to_stderr(getattr(options, "json", False)):
             status: int = options.run(options)
+            sys.stdout.flush()  # here, where what goes wrong is explained
     except KeyboardInterrupt as interruption:
         return interrupted(interruption)
     except BrokenPipeError:

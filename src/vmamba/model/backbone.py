@@ -128,7 +128,8 @@ class VMamba(nn.Module):
         self.stage_norms = nn.ModuleList(nn.LayerNorm(dim, **factory) for dim in dims) if stage_norms else None
         self.norm: nn.Module = nn.LayerNorm(dims[-1], **factory)
         self.head = ClassifierHead(dims[-1], config.num_classes, pool_type=global_pool, drop_rate=drop_rate, **factory)
-        self.init_weights()
+        if not self.norm.weight.is_meta:  # values that are not there take time, too
+            self.init_weights()
 
     def build_stages(self, config: VMambaConfig, **factory: Any) -> list[Stage]:
         """The stages, for relatives that have others."""
