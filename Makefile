@@ -13,7 +13,7 @@ export UV_HTTP_TIMEOUT ?= 180
 # What waits for the network leaves the processor to what compiles, types and tests.
 MAKEFLAGS += --jobs=4
 
-.PHONY: demo docs test test-package test-fast test-oldest test-openmmlab lint types types-tests lock release native sanitize clean
+.PHONY: demo docs test test-package test-exhaustive test-fast test-oldest test-openmmlab lint types lock release native sanitize clean
 
 demo: $(VENV)/installed
 	$(BIN)/vmamba demo
@@ -22,11 +22,15 @@ demo: $(VENV)/installed
 test: test-package test-openmmlab lint
 
 test-package: $(VENV)/browser .cache/timm-$(TIMM) $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not exhaustive"
+
+# What it leaves out, because something smaller shows the same: before a release.
+test-exhaustive: .cache/timm-$(TIMM) $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m exhaustive
 
 # Without what takes long: whole training runs, timm's suite, interpreted kernels. Under 3 minutes on two cores.
 test-fast: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not slow and not exhaustive"
 
 # The plug-in inside OpenMMLab's packages, whose warnings are their own.
 test-openmmlab: $(VENV)/openmmlab/installed $(VENV)/installed
@@ -36,7 +40,7 @@ test-openmmlab: $(VENV)/openmmlab/installed $(VENV)/installed
 OLDEST := $(VENV)/oldest
 OLDEST_PYTHON ?= 3.10
 test-oldest: $(OLDEST)/installed
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n $(JOBS) --dist worksteal -o filterwarnings=default -m "not slow"
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n $(JOBS) --dist worksteal -o filterwarnings=default -m "not slow and not exhaustive"
 
 $(OLDEST)/installed: pyproject.toml $(BIN)/uv
 	$(BIN)/uv venv --quiet --clear --no-python-downloads --python $(OLDEST_PYTHON) $(OLDEST)
@@ -44,7 +48,7 @@ $(OLDEST)/installed: pyproject.toml $(BIN)/uv
 	VIRTUAL_ENV=$(OLDEST) $(BIN)/uv pip install --quiet --no-deps lightly==1.6.0
 	touch $@
 
-lint: types types-tests $(VENV)/installed
+lint: types $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
@@ -52,9 +56,6 @@ lint: types types-tests $(VENV)/installed
 
 types: $(VENV)/dependencies
 	$(BIN)/mypy
-
-types-tests: $(VENV)/dependencies
-	$(BIN)/mypy --config-file tests/mypy.ini
 
 # The site in build/docs; warnings are errors.
 docs: $(VENV)/installed

@@ -21,6 +21,7 @@ from PIL import Image
 
 import vmamba
 from support.commands import Fails, Run
+from support.marks import exhaustive
 from support.runs import children
 from vmamba.data.images import read_image
 from vmamba.results.jsonl import JsonLines
@@ -56,7 +57,7 @@ def by_image(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "rounds"), [("rows.jsonl", 2), ("rows.parquet", 1)])
+@pytest.mark.parametrize(("name", "rounds"), [("rows.jsonl", 2), exhaustive("rows.parquet", 1)])
 def test_killed_at_random_every_image_comes_once(
     name: str, rounds: int, run: Run, weights: Path, many: Path, tmp_path: Path
 ) -> None:

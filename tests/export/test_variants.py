@@ -1,7 +1,8 @@
 """Every model by name, and what the released ones leave out, as one ONNX file for any batch and size.
 
 The default tiny one and pico are exported whole, the other tiny ones with one block in each stage: more are more nodes
-of the same kind. Nano, small and base models are these with more blocks or wider ones, and are compared with them.
+of the same kind. Nano, small and base models are these with more blocks or wider ones, and are compared with them;
+`make test-exhaustive` exports them, too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 
 import vmamba
 from support.golden import relative_error
+from support.marks import exhaustive
 from vmamba.export import export
 from vmamba.model.variants import VARIANTS
 from vmamba.ort import runner
@@ -59,7 +61,7 @@ def test_the_cases_are_all_models() -> None:
         assert replace(VARIANTS[larger].config, **same) == other
 
 
-@pytest.mark.parametrize(("name", "overrides"), CASES)
+@pytest.mark.parametrize(("name", "overrides"), [*CASES, *(exhaustive(name, {}) for name in LARGER)])
 def test_one_file(name: str, overrides: dict[str, Any], tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = vmamba.create_model(name, **overrides).eval()

@@ -18,7 +18,7 @@ from vmamba.training.loop import train
 from vmamba.training.recipe_files import load_recipe
 from vmamba.zoo import model_from_checkpoint
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 
 #: As `benchmarks/pretraining.py`, but for a sixth of the epochs.
 SETTINGS = {

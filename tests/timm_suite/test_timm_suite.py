@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from support.marks import exhaustive
+
 pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
@@ -24,9 +26,11 @@ SUITE = HERE.parents[1] / ".cache" / f"timm-{version('timm')}" / "tests" / "test
 @pytest.mark.parametrize(
     ("models", "count", "in_ci"),
     [
-        ("vmamba_nano or vmamba_tiny_s1l8 or vanilla_vmamba_tiny", 10 * 3, True),
-        ("local_vmamba_tiny or efficient_vmamba_tiny", 10 * 2, True),
         ("vmamba_pico", 11, False),  # the test that is not for CI, TorchScript of a graph, too
+        ("vanilla_vmamba_tiny or local_vmamba_tiny", 10 * 2, True),
+        exhaustive("vmamba_nano or vmamba_tiny or efficient_vmamba_tiny", 10 * 4, True),
+        # More blocks of the same, without the three tests that take longest.
+        exhaustive("(vmamba_small or vmamba_base) and not _fx and not prune_intermediate_layers_contract", 7 * 6, True),
     ],
 )
 def test_timm_accepts_our_models(tmp_path: Path, models: str, count: int, in_ci: bool) -> None:

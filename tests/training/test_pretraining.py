@@ -93,6 +93,7 @@ def test_two_processes(launch: Any, alone: Path, tmp_path: Path) -> None:
     assert_same_run(tmp_path / "run", alone)
 
 
+@pytest.mark.exhaustive
 def test_sharded(launch: Any, alone: Path, tmp_path: Path) -> None:
     """FSDP, the projector's layers too: stopped, and continued with as many processes, it is the same run."""
     arguments = ("--recipe", alone / "tiny.yaml", "--set", "distribution=fsdp")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from support.marks import exhaustive
+
 pytestmark = pytest.mark.slow
 
 pytest.importorskip("triton")
@@ -24,11 +26,11 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "TRI
     ("case", "part", "targets"),
     [
         ("tiny, 224², bf16", "stage 1", ["sm_80", "gfx942"]),  # and sm_90: benchmarks/test_machine_code.py
-        ("tiny, 224², bf16", "stage 4", ["sm_80", "gfx942"]),
+        exhaustive("tiny, 224², bf16", "stage 4", ["sm_80", "gfx942"]),
         ("vanilla tiny, 224², bf16", "stage 2", ["sm_80"]),  # 16 states, which need nearly all registers
         # Several patches: the segments, forward and backward.
         ("tiny, 1024², bf16, batch 1", "stage 3", ["sm_80", "sm_90", "gfx942"]),
-        ("selective_scan, bf16", "N = 16, 4096 tokens", ["sm_80", "sm_90", "gfx942"]),
+        exhaustive("selective_scan, bf16", "N = 16, 4096 tokens", ["sm_80", "sm_90", "gfx942"]),
     ],
 )
 def test_the_kernels_fit_into_registers(case: str, part: str, targets: list[str]) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from support.golden import relative_error
+from support.marks import exhaustive
 from support.operands import selective_operands, ss2d_operands
 from vmamba.ops import select, selective_scan, ss2d_scan, use_backend
 from vmamba.ops.backends import reference
@@ -91,13 +92,13 @@ def test_patterns(pattern: str, grid: tuple[int, int]) -> None:
         ((1, 9), 24, 9, "cross", 16),  # warps of a program hold different channels, the last ones of which none
         ((9, 1), 8, 8, "cross", 1),
         ((2, 3), 8, 15, "cross", 1),  # b and c are added up by different warps, or by one warp in two turns
-        ((2, 3), 8, 14, "cross", 1),
+        exhaustive((2, 3), 8, 14, "cross", 1),
         ((2, 3), 40, 20, "cross", 1),
         ((5, 6), 40, 3, "cross", 32),  # a block of channels with a remainder
         ((7, 7), 16, 17, "cross", 0),  # several images a program, of which two exist
-        ((9, 8), 16, 7, "cross", 0),
+        exhaustive((9, 8), 16, 7, "cross", 0),
         ((6, 5), 16, 2, "bidirectional", 4),
-        ((3, 5), 16, 2, "unidirectional", 4),
+        exhaustive((3, 5), 16, 2, "unidirectional", 4),
     ],
     ids=str,
 )
@@ -127,7 +128,7 @@ def test_walk(
         ((1, 3), 40, 8, 6, "cross", 1),  # warps that hold no channels
         ((3, 2), 8, 16, 3, "bidirectional", 4),
         ((2, 3), 24, 4, 17, "cross", 4),
-        ((9, 3), 40, 2, 6, "unidirectional", 8),
+        exhaustive((9, 3), 40, 2, 6, "unidirectional", 8),
     ],
     ids=str,
 )
@@ -157,10 +158,10 @@ def test_walk_with_several_states(
 @pytest.mark.parametrize(
     ("rank", "channels", "states", "dtype"),
     [
-        (6, 32, 1, torch.float16),
+        exhaustive(6, 32, 1, torch.float16),
         (12, 40, 1, torch.bfloat16),
         (6, 16, 2, torch.bfloat16),
-        (6, 16, 2, torch.float16),
+        exhaustive(6, 16, 2, torch.float16),
     ],
 )
 def test_walk_storage_types(rank: int, channels: int, states: int, dtype: torch.dtype) -> None:
