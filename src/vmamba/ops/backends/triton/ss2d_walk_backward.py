@@ -205,10 +205,13 @@ def _walk_back(
         wait_for_stores(WAITS)  # another route adds to the sums in other threads
 
 
-def max_parts(x: Tensor, dbc: Tensor) -> int:
-    """Most ranges of channel blocks: their sums of ddbc stay in the caches, or move no more bytes than must move."""
+def max_parts(x: Tensor, dbc: Tensor, sums: int) -> int:
+    """Most ranges of channel blocks: their sums of ddbc stay in the caches, or move no more bytes than must move.
+
+    `sums`: How many float32 numbers the sums of the parameters' gradients are, which move beside them.
+    """
     minimum = 3 * x.numel() * x.element_size() + 2 * dbc.numel() * dbc.element_size()
-    return max(1, CACHED // (4 * dbc.numel()), (minimum // (4 * dbc.numel()) - 1) // 2)
+    return max(1, CACHED // (4 * dbc.numel()), ((minimum - 8 * sums) // (4 * dbc.numel()) - 1) // 2)
 
 
 def ss2d_scan_backward(
@@ -225,7 +228,8 @@ def ss2d_scan_backward(
     blocks, groups = triton.cdiv(channels, block), triton.cdiv(batch, images)
     programs = min(groups, triton.cdiv(walk_launch.ENOUGH_WARPS, warps))
     wanted = triton.cdiv(walk_launch.ENOUGH_WARPS, programs * warps)
-    per_part = triton.cdiv(blocks, min(blocks, wanted, max_parts(x, dbc)))
+    sums = copies * programs * (dt_weight.numel() + len(D) * A.shape[2] * channels + channels + dt_bias.numel())
+    per_part = triton.cdiv(blocks, min(blocks, wanted, max_parts(x, dbc, sums)))
     parts = triton.cdiv(blocks, per_part)
 
     def partial(count: int, *shape: int) -> Tensor:

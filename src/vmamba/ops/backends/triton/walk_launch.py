@@ -75,11 +75,13 @@ def shape_back(x: Tensor, rank: int, states: int) -> dict[str, Any]:
 
     There are as many warps as groups of 8 of the rank + 2 entries of a token, so that each adds up one of them, or at
     most 8: more have too few registers. Up to `ONE_CHAIN` tokens nothing must be composed. Of several states so many
-    are taken `AT_ONCE`.
+    are taken `AT_ONCE`; where channels are many and images few chains, 8 warps are as much work at once as two programs
+    of 4, and leave half as many sums.
     """
     if states > 1:
         chains = _chains(x, 25 if x.shape[1] * x.shape[2] > ONE_CHAIN else ONE_CHAIN, 16)
-        return {"CHAINS": chains, "G": 4, "C": 16, "SPLIT": True, "AT_ONCE": min(4, states)}
+        warps = 8 if x.shape[3] >= 768 and (chains == 1 or rank <= 24) else 4  # else kernels spill
+        return {"CHAINS": chains, "G": warps, "C": 16, "SPLIT": True, "AT_ONCE": min(4, states)}
     limit = 128 if rank <= 16 else 32 if rank <= 24 else 8  # with more, kernels spill or wait more
     chains = _chains(x, 25 if x.shape[1] * x.shape[2] > ONE_CHAIN else ONE_CHAIN, limit)
     split = chains <= 16 and rank + 2 > 8
