@@ -205,13 +205,13 @@ def _walk_back(
         wait_for_stores(WAITS)  # another route adds to the sums in other threads
 
 
-def max_parts(x: Tensor, dbc: Tensor, sums: int) -> int:
-    """Most ranges of channel blocks: their sums of ddbc stay in the caches, or move no more bytes than must move.
+def max_parts(x: Tensor, dbc: Tensor, parameters: int, copies: int) -> int:
+    """Most ranges of channel blocks: their sums of ddbc stay in the caches, or twice as much moves as must, in all.
 
-    `sums`: How many float32 numbers the sums of the parameters' gradients are, which move beside them.
+    Beside them move so many copies of the gradients of the parameters, out and in again for their sum.
     """
     minimum = 3 * x.numel() * x.element_size() + 2 * dbc.numel() * dbc.element_size()
-    return max(1, CACHED // (4 * dbc.numel()), ((minimum - 8 * sums) // (4 * dbc.numel()) - 1) // 2)
+    return max(1, CACHED // (4 * dbc.numel()), (minimum - 8 * (copies - 1) * parameters) // (8 * dbc.numel()))
 
 
 def ss2d_scan_backward(
@@ -228,8 +228,9 @@ def ss2d_scan_backward(
     blocks, groups = triton.cdiv(channels, block), triton.cdiv(batch, images)
     programs = min(groups, triton.cdiv(walk_launch.ENOUGH_WARPS, warps))
     wanted = triton.cdiv(walk_launch.ENOUGH_WARPS, programs * warps)
-    sums = copies * programs * (dt_weight.numel() + len(D) * A.shape[2] * channels + channels + dt_bias.numel())
-    per_part = triton.cdiv(blocks, min(blocks, wanted, max_parts(x, dbc, sums)))
+    copies *= programs
+    parameters = dt_weight.numel() + A.numel() + dt_bias.numel() + channels
+    per_part = triton.cdiv(blocks, min(blocks, wanted, max_parts(x, dbc, parameters, copies)))
     parts = triton.cdiv(blocks, per_part)
 
     def partial(count: int, *shape: int) -> Tensor:
@@ -237,7 +238,6 @@ def ss2d_scan_backward(
 
     dx = torch.empty_like(x)
     ddbc = partial(parts, *dbc.shape)
-    copies *= programs
     dweight, dA = partial(copies, *dt_weight.shape), partial(copies, len(D), states, channels)
     dskip, dbias = partial(copies, channels), partial(copies, *dt_bias.shape)
     lanes, of_image = 16 * warps * shape["C"], images * height * width * block
