@@ -3,7 +3,7 @@
     python benchmarks/pretraining.py digits
     python benchmarks/pretraining.py digits --method simmim
     python benchmarks/pretraining.py settings
-    python benchmarks/pretraining.py shapes
+    python benchmarks/pretraining.py shapes --method lejepa_dense
 
 `digits`: `vmamba_pico` on the 1437 digits of scikit-learn without their labels, then probes and fine-tuning on a few
 labels a class, beside raw pixels, the untrained model and training from scratch. `settings`: fine-tuning and training
@@ -19,7 +19,8 @@ import argparse
 import shutil
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,14 @@ TUNED: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 #: Those that are measured on validation images.
 CHOSEN = ("fine-tuned, linear probe first", "fine-tuned", "from scratch")
-#: Pictures of shapes and their size, and epochs of segmentation on a tenth of them.
-PICTURES, SHAPES_SIZE, SHAPES_EPOCHS = 600, 64, 40
+#: Pictures of shapes and their size.
+PICTURES, SHAPES_SIZE = 600, 64
+#: Methods for them, and what is changed of their recipes.
+SHAPES: dict[str, dict[str, Any]] = {
+    "lejepa": {"batch_size": 32, "lr": 3e-3},
+    "simmim": {"batch_size": 32, "lr": 3e-3},
+    "lejepa_dense": {},
+}
 Row = dict[str, object]
 
 
@@ -163,7 +170,7 @@ def settings(folder: Path, seed: int, method: str, epochs: int) -> Iterator[Row]
         yield tuned(what, weights, labelled, mine, seed)
 
 
-def shapes(folder: Path, seed: int, method: str, epochs: int) -> Iterator[Row]:
+def shapes(folder: Path, seed: int, method: str, epochs: int, labelled_epochs: int) -> Iterator[Row]:
     """UperNet on a tenth of the label maps, pre-trained and from scratch."""
     root = folder / "shapes" / "ade20k"
     if not root.is_dir():
@@ -176,25 +183,25 @@ def shapes(folder: Path, seed: int, method: str, epochs: int) -> Iterator[Row]:
                 path.unlink()
                 (tenth / "annotations" / "training" / path.with_suffix(".png").name).unlink()
     mine = folder / f"shapes-{method}-{epochs}-{seed}"
-    batch, few = 32, PICTURES // 10 // 8  # pictures a step of pre-training, and steps of an epoch on the tenth
-    pretraining = {"data": str(root / "images"), "epochs": epochs, "seed": seed, "batch_size": batch, "lr": 3e-3}
-    options = {"image_size": SHAPES_SIZE, "validate_every": epochs}
-    weights, seconds = run(f"pretrain/{method}", mine / "pretrained", **pretraining, **options)
-    more = -(-(PICTURES // batch * epochs) // few)  # epochs on the tenth with as many steps
+    options = {"data": str(root / "images"), "epochs": epochs, "seed": seed, "validate_every": epochs}
+    weights, seconds = run(
+        f"pretrain/{method}", mine / "pretrained", **options, **SHAPES[method], image_size=SHAPES_SIZE
+    )
+    steps = PICTURES // 32 * epochs
+    more = -(-steps // (PICTURES // 10 // 8))  # epochs on the tenth with as many steps
     yield {"labels": "", "what": "pre-training, CPU s", "value": round(seconds, 1)}
     size = {"crop": SHAPES_SIZE, "image_size": SHAPES_SIZE, "max_size": 4 * SHAPES_SIZE}
     for what, total, start in (
-        ("fine-tuned", SHAPES_EPOCHS, {"checkpoint": str(weights), "model": None}),
-        ("fine-tuned, lr 3e-3", SHAPES_EPOCHS, {"checkpoint": str(weights), "model": None, "lr": 3e-3}),
-        ("from scratch, equal steps", SHAPES_EPOCHS + more, {}),
-        ("from scratch, as many on labels", SHAPES_EPOCHS, {}),
+        ("fine-tuned", labelled_epochs, {"checkpoint": str(weights), "model": None}),
+        ("from scratch, equal steps", labelled_epochs + more, {}),
+        ("from scratch, as many on labels", labelled_epochs, {}),
     ):
-        output = mine / what.replace(", ", "-").replace(" ", "-")
+        output = mine / f"{what.replace(', ', '-').replace(' ', '-')}-{labelled_epochs}"
         common = {"data": str(tenth), "epochs": total, "seed": seed, "validate_every": total}
         run("shapes/segmentation", output, **common, **size, **start)
         row = read_csv(output / "epochs.csv")[-1]
         miou = max(float(row["miou"]), float(row["ema_miou"]))
-        yield {"labels": "10 %", "what": f"{what}, mIoU", "value": round(miou, 2)}
+        yield {"labels": "10 %", "what": f"{what}, {labelled_epochs} epochs on labels, mIoU", "value": round(miou, 2)}
 
 
 def differences(rows: Sequence[Row]) -> Iterator[str]:
@@ -212,27 +219,33 @@ def differences(rows: Sequence[Row]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=tuple(MEASURED))
-    parser.add_argument("--method", choices=tuple(DIGITS), default="lejepa")
+    parser.add_argument("--method", choices=tuple(SHAPES), default="lejepa")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, help=f"of pre-training (default {EPOCHS}, shapes: {EPOCHS['lejepa']})")
+    parser.add_argument("--labelled-epochs", type=int, default=40, help="of segmentation (default 40, 280 steps)")
     parser.add_argument("--folder", type=Path, default=Path("runs/pretraining"))
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the table")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    method = options.method
+    method, measured = options.method, MEASURED[options.name]
+    if options.name == "shapes":
+        measured = partial(shapes, labelled_epochs=options.labelled_epochs)
+    elif method not in DIGITS:
+        parser.error(f"--method {method} is for shapes")
     epochs = options.epochs or EPOCHS["lejepa" if options.name == "shapes" else method]
     target = options.results / f"pretraining_{options.name}.csv"
     rows: list[Row] = [dict(row) for row in read_csv(target)] if target.exists() else []
     for seed in options.seeds:
         key = {"method": method, "epochs": epochs, "seed": seed}
-        found: list[Row] = [{**key, **row} for row in MEASURED[options.name](options.folder, seed, method, epochs)]
-        rows = [row for row in rows if any(str(row[name]) != str(value) for name, value in key.items())] + found
+        found: list[Row] = [{**key, **row} for row in measured(options.folder, seed, method, epochs)]
+        new = {tuple(str(value) for value in list(row.values())[:-1]) for row in found}
+        rows = [row for row in rows if tuple(str(value) for value in list(row.values())[:-1]) not in new] + found
         write_csv(target, rows, environment())
         print("\n".join(differences(found)), flush=True)
     print("\n".join(["", *differences(rows)]))
 
 
-MEASURED = {"digits": digits, "settings": settings, "shapes": shapes}
+MEASURED: dict[str, Callable[..., Iterator[Row]]] = {"digits": digits, "settings": settings, "shapes": shapes}
 
 
 if __name__ == "__main__":

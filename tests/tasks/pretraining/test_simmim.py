@@ -62,7 +62,9 @@ def test_masked_pixels_are_not_seen(stem: str, pos_embed_size: int | None) -> No
 
 def test_loss_is_the_mean_over_masked_pixels(task: SimMIM) -> None:
     images = torch.randn(3, 3, 64, 64)
-    batch = ViewBatch((images[None],), torch.empty(3, 0), torch.full((3,), -1), ("a", "b", "c"))
+    batch = ViewBatch(
+        (images[None],), (torch.zeros(1, 3, 4),), torch.empty(3, 0), torch.full((3,), -1), ("a", "b", "c")
+    )
     model = task.build_model()
     torch.manual_seed(4)
     loss = task.loss(model, batch)["loss"]

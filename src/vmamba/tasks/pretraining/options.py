@@ -65,10 +65,14 @@ class LeJEPAOptions(PretrainingOptions):
         global_scale: Range of the large crops' area, as a fraction of the image's.
         local_scale: Likewise, of the small ones.
         color_jitter: Strength of random brightness, contrast, saturation and hue.
+        hue: Strength of random hue; None for a quarter of `color_jitter`.
         grayscale: Probability of leaving the colours out.
+        invert: Probability of a negative.
         blur: Probability of a Gaussian blur.
         sigreg_weight: Weight of SIGReg against the invariance, the method's one hyper-parameter: 0.01 to 0.1 in the
             paper.
+        points: Points of each image whose features are embedded, of the maps of all stages: for segmentation and
+            detection. 0 to embed the pooled features of the last stage.
         directions: Random directions that embeddings are projected on, at each step.
         hidden: Width of the projector.
         embedding: Width of its output, in which the loss is taken.
@@ -80,9 +84,12 @@ class LeJEPAOptions(PretrainingOptions):
     global_scale: Pair = (0.3, 1.0)
     local_scale: Pair = (0.2, 0.6)
     color_jitter: Fraction = 0.2
+    hue: Annotated[float, Field(ge=0, le=0.5)] | None = None
     grayscale: Fraction = 0.0
+    invert: Fraction = 0.0
     blur: Fraction = 0.0
     sigreg_weight: Fraction = 0.05
+    points: Annotated[int, Field(ge=0, le=4096)] = 0
     directions: Width = 1024
     hidden: Width = 512
     embedding: Width = 64

@@ -6,16 +6,14 @@ blanked in the image, too, since an overlapping stem would let their neighbours 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from vmamba.data.views import random_view
+from vmamba.data.views import RandomView
 from vmamba.errors import OptionError
 from vmamba.model.backbone import VMamba
 from vmamba.settings import Settings
@@ -92,9 +90,9 @@ class SimMIM(Pretraining):
         length = cast(int, self.options.image_size) // size
         return Grid(size, length, min(max(1, round(self._options.mask_ratio * length**2)), length**2 - 1))
 
-    def views(self) -> list[tuple[int, Callable[[Image.Image], Tensor]]]:
+    def views(self) -> list[tuple[int, RandomView]]:
         options, prepare = self._options, self.preprocessing
-        view = random_view(
+        view = RandomView(
             cast(int, options.image_size),
             scale=options.crop_scale,
             ratio=options.crop_ratio,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, cast
@@ -23,7 +23,7 @@ from vmamba.data.loader import IndexedLoader
 from vmamba.data.seeding import seeded
 from vmamba.data.shards import ShardLoader
 from vmamba.data.summary import DataSummary
-from vmamba.data.views import RandomViews
+from vmamba.data.views import RandomView, RandomViews
 from vmamba.errors import OptionError
 from vmamba.model.backbone import VMamba, nested_groups
 from vmamba.settings import Settings
@@ -42,12 +42,14 @@ class ViewBatch(NamedTuple):
 
     Attributes:
         views: One stack a kind, (V, N, 3, S, S) float32.
+        boxes: Where they lie, (V, N, 4) a kind, on the CPU; see `vmamba.data.views.View`.
         images: As a model sees them in use, (N, 3, S, S); without elements in training.
         labels: Their classes (N,), `vmamba.data.image_tree.UNLABELLED` where there is none.
         files: Names.
     """
 
     views: tuple[Tensor, ...]
+    boxes: tuple[Tensor, ...]
     images: Tensor
     labels: Tensor
     files: tuple[str, ...]
@@ -63,9 +65,13 @@ class ViewBatch(NamedTuple):
 
 def collate(samples: Sequence[Sample]) -> ViewBatch:
     """Samples whose pixels are `vmamba.data.views.Views` → batch."""
-    kinds = zip(*(sample.pixels.kinds for sample in samples), strict=True)
+    kinds, boxes = (
+        tuple(torch.stack(parts, dim=1) for parts in zip(*stacks, strict=True))
+        for stacks in ([sample.pixels.kinds for sample in samples], [sample.pixels.boxes for sample in samples])
+    )
     return ViewBatch(
-        tuple(torch.stack(views, dim=1) for views in kinds),
+        kinds,
+        boxes,
         torch.stack([sample.pixels.image for sample in samples]),
         torch.tensor([sample.label for sample in samples]),
         tuple(sample.name for sample in samples),
@@ -116,8 +122,13 @@ class Pretraining:
     # ----------------------------------------------------------------------------------------------------------------
     # For methods to define
 
-    def views(self) -> list[tuple[int, Callable[[Image.Image], Tensor]]]:
-        """Number of views of each kind, and how one is drawn."""
+    @property
+    def overlapping(self) -> bool:
+        """Whether the views of an image must show a part of it in common."""
+        return False
+
+    def views(self) -> list[tuple[int, RandomView]]:
+        """Number of views of each kind, and what draws one."""
         raise NotImplementedError
 
     def build_pretrainer(self, backbone: VMamba) -> Pretrainer:
@@ -176,12 +187,12 @@ class Pretraining:
         return self.build_pretrainer(cast(VMamba, create_model(job.model, pretrained=job.pretrained, **options)))
 
     def train_loader(self) -> Loader:
-        return self._loader("train", RandomViews(self.views()))
+        return self._loader("train", RandomViews(self.views(), overlapping=self.overlapping))
 
     def val_loader(self) -> Loader:
         settings = ModelInfo(preprocessing=self.preprocessing).pretrained_cfg
         evaluation = create_transform(**resolve_data_config({}, pretrained_cfg=settings))
-        return self._loader("val", RandomViews(self.views(), evaluation))
+        return self._loader("val", RandomViews(self.views(), evaluation, overlapping=self.overlapping))
 
     def _loader(self, split: str, transform: RandomViews) -> Loader:
         job, data, training = self.job, self.data, split == "train"
