@@ -11,6 +11,7 @@ first. Exporting takes some minutes; ``--files FOLDER`` keeps the files, so that
 from __future__ import annotations
 
 import argparse
+import gc
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -104,6 +105,8 @@ def main() -> None:
                 )
                 print(" · ".join(f"{key}: {value}" for key, value in rows[-1].items()), flush=True)
             write_csv(options.output, rows, environment())
+            del runs  # or sessions of one batch take memory and threads from those of the next
+            gc.collect()
 
 
 if __name__ == "__main__":
