@@ -92,7 +92,7 @@ def command_of(arguments: Sequence[str], commands: Mapping[str, str] = COMMANDS)
 
 
 class _End:
-    """What the process does last: it leaves at once. To take apart PyTorch and what it imports would cost a second."""
+    """The last thing that the process does: it leaves at once. To take PyTorch apart would cost a second."""
 
     status = 1
 

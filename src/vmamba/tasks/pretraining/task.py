@@ -124,7 +124,7 @@ class Pretraining:
 
     @property
     def overlapping(self) -> bool:
-        """Whether the views of an image must show a part of it in common."""
+        """True if the views of an image must show a part of it in common."""
         return False
 
     def views(self) -> list[tuple[int, RandomView]]:
