@@ -80,11 +80,10 @@ class LeJEPAPretrainer(Pretrainer):
         """Features (N P, C) of the maps of all stages of images (N, 3, H, W), at places (N, P, 2)."""
         assert self.norms is not None
         maps = cast(list[Tensor], self.backbone.forward_intermediates(images, norm=True, intermediates_only=True))
-        normalised = [norm(m.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, m in zip(self.norms, maps)]  # noqa: B905
+        for i, norm in enumerate(self.norms):  # the last map has the backbone's
+            maps[i] = norm(maps[i].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         grid = places[:, :, None].to(images.device)
-        sampled = [
-            F.grid_sample(m.float(), grid, padding_mode="border", align_corners=False) for m in [*normalised, maps[-1]]
-        ]
+        sampled = [F.grid_sample(m.float(), grid, padding_mode="border", align_corners=False) for m in maps]
         return torch.cat(sampled, 1).squeeze(3).transpose(1, 2).flatten(0, 1)
 
 
