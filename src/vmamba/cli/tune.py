@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,8 +95,12 @@ def _run(options: argparse.Namespace, stop: StopRequests) -> int:
         headline = f"{spelled(shared.metric.name)} {best.value:.2f}"
         remark(f"the default is the best of {len(shared.study.trials)} trials: {headline}")
         return 0
-    message = f"{options.output}: another search is comparing; wait for it"
-    with lock(options.output / "locks" / "comparison", message):
+    with ExitStack() as held:
+        try:
+            held.enter_context(lock(options.output / "locks" / "comparison", "another process is comparing"))
+        except OptionError as error:
+            remark(f"{error}; nothing is left to do here")
+            return 0
         seeds = [recipe.seed + 1 + i for i in range(options.seeds)]
         folder = options.output / f"comparison-{best.number:04d}"
         comparison = compare(recipe, winner, seeds, folder, processes, stop)
