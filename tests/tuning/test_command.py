@@ -13,6 +13,7 @@ import pytest
 
 from support.runs import write_images
 from vmamba.cli import main
+from vmamba.files import lock
 from vmamba.tables import read_csv
 from vmamba.training.recipe_files import load_recipe
 
@@ -69,6 +70,9 @@ def test_killed_and_shared(command: list[str], tmp_path: Path, capsys: pytest.Ca
     rows = read_csv(next((tmp_path / "tune").glob("comparison-*")) / "comparison.csv")
     assert {(row["recipe"], row["seed"]) for row in rows} == {(n, s) for n in ("default", "winner") for s in "12"}
     assert not list((tmp_path / "tune" / "trials").glob("*/checkpoints"))
+    with lock(tmp_path / "tune" / "locks" / "comparison", "held by this test"):
+        assert main(command) == 0
+    assert "another process is comparing; nothing is left to do here" in "".join(capsys.readouterr())
 
 
 def test_errors(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
