@@ -111,7 +111,7 @@ def main() -> int:
     try:
         end.status = _run()
     except SystemExit as leaving:
-        end.status = leaving.code if isinstance(leaving.code, int) else 1
+        end.status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
         raise
     return end.status
 

@@ -28,6 +28,7 @@ WIDE = 512
 TINY = {"dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
 METHODS: dict[str, dict[str, Any]] = {
     "lejepa": {"global_views": 1, "local_views": 1, "hidden": 32, "embedding": 16, "directions": 64},
+    "lejepa_dense": {"hidden": 32, "embedding": 16, "directions": 64, "points": 4},
     "simmim": {},
 }
 
