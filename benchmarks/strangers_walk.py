@@ -59,8 +59,9 @@ class Walk:
 def printed() -> list[str]:
     """The commands of the start page, in order: how to install, and what is fenced as ``sh``."""
     text = PAGE.read_text(encoding="utf-8")
-    blocks = re.findall(r"^```(?:sh)?\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-    return [line for block in blocks for line in block.splitlines() if line and not line.startswith("#")]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    lines = [line for language, block in blocks if language in ("", "sh") for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def walk(file: Path, python: str, commands: int | None, *, cached: bool) -> Walk:
@@ -105,6 +106,10 @@ def which(program: str, path: str) -> bool:
     return any(os.access(Path(folder, program), os.X_OK) for folder in path.split(os.pathsep))
 
 
+def minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f}" if seconds >= 3 else "< 0.1"
+
+
 def report(walks: list[Walk]) -> str:
     """The walks beside each other, in Markdown."""
     from paired import environment
@@ -113,8 +118,8 @@ def report(walks: list[Walk]) -> str:
         "# A stranger's walk",
         "",
         "A fresh prefix, the package from a file, and every command of [the start page](../../docs/start.md) as it is",
-        "printed there, in an empty folder: first prediction, fine-tuning, segmentation, export. Minutes of wall time;",
-        "packages come from a mirror nearby, and the machine did other work besides. Each walk ends by comparing the",
+        "printed there, in an empty folder: first prediction, fine-tuning, segmentation, export. Minutes of wall time, one",
+        "walk after the other; packages come from a mirror nearby, without pip's cache. Each walk ends by comparing the",
         "compiled kernels with the definition.",
         "",
         *(f"- {name}: {value}" for name, value in environment().items()),
@@ -126,7 +131,7 @@ def report(walks: list[Walk]) -> str:
         "| size of the prefix | " + " | ".join(f"{w.size / 1e9:.1f} GB" for w in walks) + " |",
     ]
     for i, (command, _) in enumerate(walks[0].steps):
-        lines.append(f"| `{command}` | " + " | ".join(f"{w.steps[i][1] / 60:.1f}" for w in walks) + " |")
+        lines.append(f"| `{command}` | " + " | ".join(minutes(w.steps[i][1]) for w in walks) + " |")
     lines.append(
         "| **all, minutes** | " + " | ".join(f"**{sum(s for _, s in w.steps) / 60:.1f}**" for w in walks) + " |"
     )
