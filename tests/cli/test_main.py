@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from support.commands import Fails, Run
+from support.forked import Forked, module, run_forked
 from vmamba.cli import _parser, analyze, main, models, top_parser
 from vmamba_command import COMMANDS
 
@@ -72,7 +73,7 @@ def test_lines_of_help_are_those_of_the_commands(package: str, table: dict[str, 
 
 def test_other_commands_are_not_imported() -> None:
     probe = "print(*sorted(m.removeprefix('vmamba.cli.') for m in sys.modules if m.startswith('vmamba.cli.')))"
-    result = script(code=f"import sys; from vmamba.cli import main; main(['models']); {probe}")
+    result = run_forked(f"import sys; from vmamba.cli import main; main(['models']); {probe}")
     assert result.stdout.splitlines()[-1].split() == ["arguments", "explanation", "models", "printing"]
 
 
@@ -145,8 +146,7 @@ def test_termination_keeps_the_results(segmenter: Path, images: Path, tmp_path: 
     for i in range(500):
         os.link(images / "0.png", images / f"again{i}.png")
     output = tmp_path / "out"
-    command = [sys.executable, "-c", SCRIPT, "segment", images, "--checkpoint", segmenter, "--output", output]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = Forked(module("vmamba", ["segment", images, "--checkpoint", segmenter, "--output", output]))
     end = time.monotonic() + 120
     while len(list(output.glob("*_labels.png"))) < 3:
         assert time.monotonic() < end

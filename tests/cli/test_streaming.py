@@ -21,6 +21,7 @@ from PIL import Image
 
 import vmamba
 from support.commands import Fails, Run
+from support.forked import Forked, module, run_forked
 from support.marks import exhaustive
 from support.runs import children
 from vmamba.data.images import read_image
@@ -64,11 +65,11 @@ def test_killed_at_random_every_image_comes_once(
     options = ["--checkpoint", str(weights), "--image-size", "32", "--workers", "2", "--batch-size", "8"]
     assert run("predict", many, *options, "--output", tmp_path / "whole" / name) == 1
     output = tmp_path / "killed" / name
-    command = [sys.executable, "-m", "vmamba", "predict", str(many), *options, "--output", str(output), "--resume"]
+    command = module("vmamba", ["predict", many, *options, "--output", output, "--resume"])
     draw, kills = random.Random(0), 0
     journal = output / "_journal.jsonl" if name == "rows.parquet" else output
     for _ in range(rounds):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        process = Forked(command)
         before = journal.stat().st_size if journal.exists() else 0
         while process.poll() is None and not (journal.exists() and journal.stat().st_size > before):
             time.sleep(0.01)
@@ -82,7 +83,7 @@ def test_killed_at_random_every_image_comes_once(
             assert time.monotonic() < end
             time.sleep(0.05)
     assert kills
-    assert subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 1
+    assert run_forked(command).returncode == 1
     whole, killed = by_image(tmp_path / "whole" / name), by_image(output)
     assert len(whole) == IMAGES
     assert killed.keys() == whole.keys()
@@ -97,11 +98,7 @@ def test_killed_at_random_every_image_comes_once(
 def test_terminated_a_command_keeps_its_rows(weights: Path, many: Path, tmp_path: Path) -> None:
     output = tmp_path / "rows.parquet"
     options = ["--checkpoint", str(weights), "--image-size", "64", "--output", str(output)]
-    program = "import vmamba_command; raise SystemExit(vmamba_command.main())"
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, "predict", str(many), *options],
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = Forked(module("vmamba", ["predict", many, *options]))
     while not (output / "_journal.jsonl").exists() or not (output / "_journal.jsonl").stat().st_size:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import vmamba
+from support.forked import run_forked
 from vmamba.compat.install import names
 
 pytestmark = pytest.mark.slow
@@ -23,7 +24,7 @@ def python(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Comple
 
 
 def run(code: str, cwd: Path | None = None) -> str:
-    result = python("-c", code, cwd=cwd)
+    result = run_forked(code, cwd=cwd)
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
 
@@ -54,7 +55,7 @@ IMPORTS = [
 def test_all_names_come_after_install_and_are_named_once() -> None:
     missing = python("-c", "import mamba_ssm")
     assert "No module named 'mamba_ssm'" in missing.stderr
-    result = python("-c", "import vmamba.compat as c; c.install(); c.install()\n" + "\n".join(IMPORTS))
+    result = run_forked("import vmamba.compat as c; c.install(); c.install()\n" + "\n".join(IMPORTS))
     assert result.returncode == 0, result.stderr
     assert result.stderr.splitlines() == [f"{', '.join(names())}: not installed; vmamba stands in"]
 
@@ -129,9 +130,10 @@ def test_a_script_runs_unchanged(tmp_path: Path) -> None:
 
 
 def test_wrong_commands_say_so_in_one_line(tmp_path: Path) -> None:
+    program = "import runpy, sys; sys.argv = {}; runpy.run_module('vmamba.compat', run_name='__main__', alter_sys=True)"
     for arguments, message in ((["none.py"], "none.py: no such file"), (["-m"], "-m names no module")):
-        result = python("-m", "vmamba.compat", *arguments, cwd=tmp_path)
+        result = run_forked(program.format(["vmamba.compat", *arguments]), cwd=tmp_path)
         assert result.returncode == 1
         assert result.stderr.startswith(message)
         assert result.stderr.count("\n") == 1
-    assert python("-m", "vmamba.compat").stdout.startswith("usage: ")
+    assert run_forked(program.format(["vmamba.compat"])).stdout.startswith("usage: ")

@@ -56,6 +56,7 @@ def package(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return exported.path
 
 
+@pytest.mark.exhaustive  # as ONNX files all tasks are exported, and a classifier here
 def test_segmenters_of_any_size(tmp_path: Path) -> None:
     backbone = VMambaConfig(dims=(8, 16, 24, 32), depths=(1, 1, 1, 1))
     config = UperNetConfig(backbone, ("a", "b", "c"), channels=8, auxiliary_channels=8)

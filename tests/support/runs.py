@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from support.forked import Process
+
 CLASSES = ("blue", "green", "grey", "red")
 #: Images per class.
 TRAINING, VALIDATION = 16, 4
@@ -33,7 +35,7 @@ def write_images(root: Path, split: str, count: int) -> None:
             Image.fromarray(noise).save(folder / f"{i:02d}.png")
 
 
-def wait_for_step(process: subprocess.Popen[str], output: Path, step: int, seconds: float = 120) -> None:
+def wait_for_step(process: Process, output: Path, step: int, seconds: float = 120) -> None:
     """Until the log of a run has reached a step."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

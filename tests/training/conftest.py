@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from support.forked import Forked, Process, module
 from support.runs import TRAINING, VALIDATION, write_images
 from vmamba.cli import main
 
@@ -75,26 +76,28 @@ def train(images: Path, recipe: Path) -> Callable[..., int]:
 @pytest.fixture
 def launch(images: Path, recipe: Path) -> Any:
     """Start ``vmamba train`` in a process of its own, through torchrun where it gets options for it."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[Process] = []
 
-    def start(output: Path, *arguments: object, torchrun: tuple[object, ...] = ()) -> subprocess.Popen[str]:
-        launcher = ["-m", "torch.distributed.run", *torchrun, "-m"] if torchrun else ["-m"]
-        command = [sys.executable, *launcher, "vmamba", "train", "--recipe", recipe, "--data", images]
-        command += ["--output", output, "--device", "cpu", *arguments]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-        process = subprocess.Popen(
-            [str(a) for a in command],
-            env=environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-        started.append(process)
-        return process
+    def start(output: Path, *arguments: object, torchrun: tuple[object, ...] = ()) -> Process:
+        command = ["train", "--recipe", recipe, "--data", images, "--output", output, "--device", "cpu", *arguments]
+        started.append(_through_torchrun(torchrun, command) if torchrun else Forked(module("vmamba", command)))
+        return started[-1]
 
     yield start
     for process in started:
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+def _through_torchrun(options: tuple[object, ...], command: list[object]) -> Process:
+    words = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "vmamba", *command]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen(
+        [str(word) for word in words],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )

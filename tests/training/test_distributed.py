@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from support.forked import Process
 from support.runs import STEPS, children, free_port, last_state, losses, read_rows, tensors, wait_for_step
 
 pytestmark = pytest.mark.slow
@@ -48,7 +48,7 @@ def assert_same_curves(one: Path, other: Path) -> None:
         assert float(row["loss"]) == pytest.approx(float(same["loss"]), rel=1e-3)
 
 
-def finish(process: subprocess.Popen[str]) -> None:
+def finish(process: Process) -> None:
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, f"{out}\n{err}"
 
