@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from types import ModuleType
 
 import torch
@@ -161,6 +162,7 @@ def packed_block(
     return y
 
 
+@functools.cache
 def _kernels() -> ModuleType:
     from vmamba.ops.backends.native import packed
 

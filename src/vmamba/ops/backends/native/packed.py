@@ -7,6 +7,7 @@ writes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -28,7 +29,12 @@ _isa = PRODUCT_SETS[0]
 
 def packed_size(inputs: int, outputs: int, precision: str) -> int:
     """Bytes of a packed layer."""
-    size: int = _native.packed_bytes(_isa, _PRECISIONS[precision], inputs, outputs)
+    return _packed_size(_isa, inputs, outputs, precision)
+
+
+@functools.cache  # asked for at every call
+def _packed_size(isa: str, inputs: int, outputs: int, precision: str) -> int:
+    size: int = _native.packed_bytes(isa, _PRECISIONS[precision], inputs, outputs)
     return size
 
 

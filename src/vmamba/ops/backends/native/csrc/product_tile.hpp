@@ -69,16 +69,17 @@ void pack_layer(const PackedLayer& layer, const float* weight, const float* bias
   }
 }
 
-// Memory that finish_tile will need: while the sums are made, it comes closer.
+// Memory that what follows a tile's sums will need: while they are made, it comes closer.
 struct Wanted {
   const char *y, *residual;
   int64_t y_stride, residual_stride;
 
-  VMAMBA_INLINE void prefetch(int64_t row) const {
-    for (int at = 0; at < kPanel * int(sizeof(float)); at += 64) {
-      __builtin_prefetch(y + row * y_stride + at, 1);
-      __builtin_prefetch(residual + row * residual_stride + at);
-    }
+  VMAMBA_INLINE void prefetch(int64_t rows) const {
+    for (int64_t row = 0; row < rows; ++row)
+      for (int at = 0; at < kPanel * int(sizeof(float)); at += 64) {
+        __builtin_prefetch(y + row * y_stride + at, 1);
+        __builtin_prefetch(residual + row * residual_stride + at);
+      }
   }
 };
 
@@ -86,8 +87,8 @@ struct Wanted {
 template <class Kind, int M, int V>
 VMAMBA_INLINE void accumulate(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t depth,
                               const Wanted& wanted, typename Kind::Sum (&sum)[M][V]) {
+  wanted.prefetch(M);
   for (int64_t k = 0; k < depth; ++k) {
-    if (k < M) wanted.prefetch(k);
     u32v words[V];
     for (int v = 0; v < V; ++v) {
       memcpy(&words[v], b + (k * V + v) * kLanes<float>, sizeof(u32v));
@@ -100,9 +101,11 @@ VMAMBA_INLINE void accumulate(const uint32_t* a, int64_t a_stride, const uint32_
   }
 }
 
+// A function of its own, as is whole_tile: inside a larger one, compilers keep some of the sums in memory, which costs
+// a tenth.
 template <class Kind, int M, int V>
-void sum_tile(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t depth, const Wanted& wanted,
-              typename Kind::Sum* sums) {
+VMAMBA_NOINLINE void sum_tile(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t depth,
+                              const Wanted& wanted, typename Kind::Sum* sums) {
   typename Kind::Sum sum[M][V] = {};
   accumulate<Kind, M, V>(a, a_stride, b, depth, wanted, sum);
   for (int m = 0; m < M; ++m)
@@ -185,10 +188,10 @@ void finish_tile(const typename Kind::Sum* sums, int64_t rows, const Panels& p, 
   for (int64_t m = 0; m < rows; ++m) finish_row<Kind, V>(sums + m * V, p, column, scales[m], results, m);
 }
 
-// The common case of the shorter precisions: sums go from registers to their places. In float32 that gains nothing.
+// The common case: sums go from registers to their places.
 template <class Kind, int V, class S>
-void whole_tile(const uint32_t* a, int64_t a_stride, const uint32_t* b, const Panels& p, int64_t column,
-                const RowScale* scales, const Wanted& wanted, const Results<S>& results) {
+VMAMBA_NOINLINE void whole_tile(const uint32_t* a, int64_t a_stride, const uint32_t* b, const Panels& p, int64_t column,
+                                const RowScale* scales, const Wanted& wanted, const Results<S>& results) {
   typename Kind::Sum sum[kTileRows][V] = {};
   accumulate<Kind, kTileRows, V>(a, a_stride, b, p.depth, wanted, sum);
 #pragma GCC unroll 16
@@ -210,13 +213,9 @@ void multiply(const uint32_t* a, int64_t a_stride, int64_t rows, const RowScale*
       to.y += m * to.stride;
       if (to.residual) to.residual += m * to.residual_stride;
       const Wanted wanted = to.wanted(column);
-      if constexpr (!std::is_same<Kind, Float32>::value) {
-        if (whole && some == kTileRows) {
-          whole_tile<Kind, 2>(a + m * a_stride, a_stride, b, p, column, scales + m, wanted, to);
-          continue;
-        }
-      }
-      if (whole) {
+      if (whole && some == kTileRows) {
+        whole_tile<Kind, 2>(a + m * a_stride, a_stride, b, p, column, scales + m, wanted, to);
+      } else if (whole) {
         sum_rows<Kind, 2>(some, a + m * a_stride, a_stride, b, p.depth, wanted, sums);
         finish_tile<Kind, 2>(sums, some, p, column, scales + m, to);
       } else {

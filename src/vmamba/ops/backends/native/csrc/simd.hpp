@@ -52,6 +52,7 @@ template <class T>
 constexpr int kLanes = kVectorBytes / int(sizeof(T));
 
 #define VMAMBA_INLINE inline __attribute__((always_inline))
+#define VMAMBA_NOINLINE __attribute__((noinline))
 
 template <class V, class T>
 VMAMBA_INLINE V splat(T value) {
