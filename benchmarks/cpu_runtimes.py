@@ -245,7 +245,8 @@ def main() -> None:
         KINDS[section.kind](options.only, section, Record(options.name), options.rounds)
         return
     orchestrate(options)
-    show(Record(options.name).rows)
+    if rows := Record(options.name).rows:
+        show(rows)
 
 
 if __name__ == "__main__":

@@ -119,6 +119,15 @@ def test_models_of_every_form(form: str, precision: str, images: Tensor) -> None
     assert {n: p.shape for n, p in model.named_parameters()} == {n: p.shape for n, p in frozen.named_parameters()}
 
 
+def test_a_block_of_a_large_map() -> None:
+    """Whose memory between its steps, 31 MB, comes in large pages."""
+    torch.manual_seed(0)
+    block = Block(64).eval()
+    x = torch.randn(1, 200, 250, 64)
+    with torch.no_grad():
+        assert relative_error(vmamba.freeze(block)(x), block(x)) < 1e-5
+
+
 def test_a_single_block() -> None:
     torch.manual_seed(0)
     block, x = Block(8, d_state=2, drop_path=0.5).eval(), torch.randn(2, 5, 3, 8)
