@@ -222,3 +222,14 @@ def test_derivatives_of_the_operators(operands: tuple[Tensor, Tensor, Tensor]) -
         strict=True,
     ):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("tokens", "inputs", "outputs"), [(50, 12, 40), (50, 40, 12), (0, 5, 7)])
+def test_gradients_of_weights_that_are_wide_high_or_of_no_token(tokens: int, inputs: int, outputs: int) -> None:
+    x, weight, dy = (
+        torch.randn(tokens, inputs),
+        torch.randn(outputs, inputs, requires_grad=True),
+        torch.randn(tokens, outputs),
+    )
+    (gradient,) = torch.autograd.grad(pointwise(x, weight, None), weight, dy)
+    torch.testing.assert_close(gradient.double(), dy.double().T @ x.double(), rtol=1e-5, atol=1e-5)

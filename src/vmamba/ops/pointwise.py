@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 from vmamba.ops.backends import is_plain
 from vmamba.ops.checks import check_operands
 from vmamba.ops.derivatives import all_at_once, register_plain_derivatives
-from vmamba.ops.private_torch import HAS_ONEDNN_LINEAR, is_exporting, onednn_linear, onednn_linear_add
+from vmamba.ops.private_torch import HAS_ONEDNN_LINEAR, is_exporting, is_known, onednn_linear, onednn_linear_add
 
 #: Allocations of this size, in bytes, come from the operating system anew each time, which costs more than using them.
 LARGE = 32 * 2**20
@@ -203,13 +203,23 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*inputs[:2])
 
 
+def _sum_of_outer_products(y: Tensor, x: Tensor) -> Tensor:
+    """Of tokens (T, M) and (T, C): (M, C). oneDNN is fast where the result has more columns than rows."""
+    if is_known(len(x) == 0):
+        return y.t() @ x
+    product = torch.ops.vmamba.onednn_linear
+    if y.shape[1] > x.shape[1]:
+        return cast(Tensor, product(x.t(), y.t(), None).t())
+    return cast(Tensor, product(y.t(), x.t(), None))
+
+
 def _linear_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
     of_x, of_weight, of_bias = ctx.needs_input_grad[-3:]
     rows = gradient.flatten(0, -2)
     return (
         torch.ops.vmamba.onednn_linear(gradient, weight.t(), None) if of_x else None,
-        rows.t() @ x.flatten(0, -2) if of_weight else None,  # few rows of long sums: MKL is as fast there
+        _sum_of_outer_products(rows, x.flatten(0, -2)) if of_weight else None,
         rows.sum(0) if of_bias else None,
     )
 
