@@ -67,7 +67,7 @@ def test_one_file(name: str, overrides: dict[str, Any], tmp_path: Path) -> None:
     model = vmamba.create_model(name, **overrides).eval()
     exported = export(model, tmp_path / "model.onnx", image_size=64)
     assert exported.error < 1e-5
-    assert exported.nodes <= max(400, 20 * sum(model.config.depths))
+    assert exported.nodes <= max(400, 20 * sum(model.config.depths))  # 17 or 18 a block in models of many
     onnx.checker.check_model(exported.path, full_check=True)
     run = runner(exported.path, kernels=False)
     for shape in SHAPES:

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["vmamba"])
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext
+
 _COMMAND = "import runpy, sys; sys.argv = {!r}; runpy.run_module({!r}, run_name='__main__', alter_sys=True)"
+
+
+@functools.cache
+def _server() -> ForkServerContext:
+    server = multiprocessing.get_context("forkserver")  # here, since Windows has none
+    server.set_forkserver_preload(["vmamba"])
+    return server
 
 
 class Forked:
     """A process like that of ``subprocess.Popen([sys.executable, "-c", code])``, which leads a session of its own."""
 
     def __init__(self, code: str, cwd: Path | None = None) -> None:
-        streams = [os.memfd_create(name) for name in ("out", "err")]
-        for stream in streams:
-            weakref.finalize(self, os.close, stream)
-        paths = self._printed = [Path(f"/proc/{os.getpid()}/fd/{stream}") for stream in streams]
-        self._process = _FORKS.Process(target=_execute, args=(code, str(cwd or Path.cwd()), paths))
+        folder = tempfile.mkdtemp()
+        weakref.finalize(self, shutil.rmtree, folder)
+        self._printed = [Path(folder, name) for name in ("out", "err")]
+        for path in self._printed:
+            path.touch()
+        self._process = _server().Process(target=_execute, args=(code, str(cwd or Path.cwd()), self._printed))
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid

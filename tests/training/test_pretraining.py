@@ -76,7 +76,8 @@ def assert_same_run(output: Path, alone: Path) -> None:
     assert len(losses(output)) == 2 * STEPS
     assert losses(output) == pytest.approx(losses(alone / "run"), rel=2e-3)
     state, truth = last_state(output), last_state(alone / "run")
-    for part, atol in (("model", 0.003), ("optimizer", 0.01)):  # AdamW moves a weight without gradient at full rate
+    # Where a gradient is nothing but rounding, AdamW goes either way: at most 0.03 apart in all these steps.
+    for part, atol in (("model", 0.003), ("optimizer", 0.01)):
         mine, same = tensors(state[part]), tensors(truth[part])
         assert mine.keys() == same.keys()
         for name, weights in mine.items():
